@@ -168,9 +168,9 @@ pub mod operation {
     /// `clone3(arguments[0], arguments[1])` as a thread that starts on the boot page at `arguments[2]` (its `clone_args`
     /// name the stack in that area). The result is the thread's tid.
     pub const SPAWN_THREAD: u64 = 0x7663_0002;
-    /// Answer this batch, then wait without touching the socket any more: the supervisor is about to set the
-    /// registers by ptrace. Must be the last call. The socket has been closed by an earlier call of the same batch.
-    /// `arguments[0]`: 1 to answer before, 0 when nobody can listen.
+    /// Close the stub's own socket and wait for ever with `ppoll(NULL, 0, NULL, NULL)`, without an answer: the end of
+    /// file on the supervisor's end is the answer, and the supervisor then sets the registers by ptrace.
+    /// Must be the last call.
     pub const PARK: u64 = 0x7663_0003;
     /// Become the init of a PID namespace: answer, close the socket, then reap children until the child with pid
     /// `arguments[0]` has ended and no other is left, and end as it did. Signals are left as they are.
