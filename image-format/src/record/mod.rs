@@ -1,0 +1,90 @@
+//! The resource records: one file a kind, plain data, no behaviour.
+//!
+//! Adding a kind: a file here with a type that implements [`Record`], a [`Kind`], and a line in [`REGISTRY`].
+//! Fields are encoded by position: adding one is a new [`Record::VERSION`].
+
+pub mod kind;
+pub mod lightweight_process;
+pub mod mmap_memory;
+pub mod platform_name;
+pub mod process;
+pub mod process_map;
+pub mod process_status;
+pub mod shared_segment;
+pub mod snapshot;
+
+use crate::id::Identity;
+pub use kind::Kind;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// A resource record.
+pub trait Record: Serialize + DeserializeOwned + std::fmt::Debug {
+    /// Its kind: the resource type of FIG. 7.
+    const KIND: Kind;
+    /// The version of its data.
+    const VERSION: u16;
+
+    /// The name for people, such as `fd 7 pipe:[4711]`.
+    fn name(&self) -> String;
+
+    /// What this record defines: an identity may be defined once an image.
+    fn defines(&self) -> Vec<Identity> {
+        Vec::new()
+    }
+
+    /// What this record refers to: every identity must be defined by some record of the image.
+    fn refers(&self) -> Vec<Identity> {
+        Vec::new()
+    }
+
+    /// Whether the values make sense by themselves (ranges, lengths, order); the text says what does not.
+    fn check(&self) -> Result<(), String> {
+        Ok(())
+    }
+}
+
+/// What can be done with a record without knowing its type; see [`REGISTRY`].
+#[derive(Debug, Clone, Copy)]
+pub struct Entry {
+    /// The kind.
+    pub kind: Kind,
+    /// The newest version of its data that this program reads.
+    pub version: u16,
+    /// Decodes the data and gives all that can be said without its type.
+    pub examine: fn(&[u8]) -> Result<Examined, crate::codec::CodecError>,
+}
+
+/// A record that was decoded by [`Entry::examine`].
+#[derive(Debug)]
+pub struct Examined {
+    /// [`Record::defines`].
+    pub defines: Vec<Identity>,
+    /// [`Record::refers`].
+    pub refers: Vec<Identity>,
+    /// [`Record::check`].
+    pub check: Result<(), String>,
+}
+
+/// The [`Entry`] of a record type.
+#[must_use]
+pub const fn entry<R: Record>() -> Entry {
+    Entry { kind: R::KIND, version: R::VERSION, examine: examine::<R> }
+}
+
+fn examine<R: Record>(data: &[u8]) -> Result<Examined, crate::codec::CodecError> {
+    let record: R = crate::codec::decode(data)?;
+    Ok(Examined { defines: record.defines(), refers: record.refers(), check: record.check() })
+}
+
+/// The one list of all kinds that this program understands.
+pub const REGISTRY: &[Entry] = &[
+    entry::<snapshot::Snapshot>(),
+    entry::<platform_name::PlatformName>(),
+    entry::<process::Process>(),
+    entry::<process_status::ProcessStatus>(),
+    entry::<lightweight_process::LightweightProcess>(),
+    entry::<process_map::ProcessMap>(),
+    entry::<mmap_memory::MmapMemory>(),
+    entry::<shared_segment::SharedSegment>(),
+];

@@ -1,0 +1,85 @@
+//! Process (kind 9): a thread group, its place in the tree, and what it shares.
+
+use super::{Kind, Record};
+use crate::id::{DescriptorTableId, FileSystemContextId, Identity, MemoryId, TaskId};
+use crate::text::Text;
+use serde::{Deserialize, Serialize};
+
+/// A process, also one that has ended and was not waited for (then without [`Living`]).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Process {
+    /// Its process ID.
+    pub id: TaskId,
+    /// Its parent within the image; none for the root.
+    pub parent: Option<TaskId>,
+    /// The process group, which may be led by a process outside the image (0: of another namespace).
+    pub process_group: u32,
+    /// The session, which may be led by a process outside the image (0: of another namespace).
+    pub session: u32,
+    /// `comm` of the leader.
+    pub command: Text,
+    /// The signal that its end sends to the parent (0: none).
+    pub exit_signal: u32,
+    /// What only a living process has.
+    pub living: Option<Living>,
+}
+
+/// What only a process has that has not ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Living {
+    /// Its address space.
+    pub memory: MemoryId,
+    /// Its descriptors.
+    pub descriptor_table: DescriptorTableId,
+    /// Its current directory, root and umask.
+    pub file_system_context: FileSystemContextId,
+    /// Its threads; the first is the leader, with the ID of the process.
+    pub threads: Vec<TaskId>,
+    /// `personality(2)`.
+    pub personality: u32,
+    /// `PR_GET_DUMPABLE`.
+    pub dumpable: u32,
+    /// `PR_GET_CHILD_SUBREAPER`.
+    pub child_subreaper: bool,
+    /// `/proc/<pid>/oom_score_adj`.
+    pub oom_score_adjustment: i32,
+}
+
+impl Record for Process {
+    const KIND: Kind = Kind::Process;
+    const VERSION: u16 = 1;
+
+    fn name(&self) -> String {
+        format!("process {} {}", self.id, self.command)
+    }
+
+    fn defines(&self) -> Vec<Identity> {
+        vec![self.id.into()]
+    }
+
+    fn refers(&self) -> Vec<Identity> {
+        let mut identities: Vec<Identity> = self.parent.iter().map(|&parent| parent.into()).collect();
+        if let Some(living) = &self.living {
+            identities.push(living.memory.into());
+            identities.push(living.descriptor_table.into());
+            identities.push(living.file_system_context.into());
+            identities.extend(living.threads.iter().map(|&thread| Identity::from(thread)));
+        }
+        identities
+    }
+
+    fn check(&self) -> Result<(), String> {
+        if self.id.0 == 0 || self.id.0 > i32::MAX as u32 {
+            return Err(format!("process ID {} is out of range", self.id));
+        }
+        if self.exit_signal > 64 {
+            return Err(format!("exit signal {} is out of range", self.exit_signal));
+        }
+        match &self.living {
+            Some(living) if living.threads.first() != Some(&self.id) => {
+                Err("the first thread is not the leader".to_owned())
+            }
+            _ => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! Process map (kind 18): the layout of an address space: its mappings and the addresses that the kernel keeps.
+
+use super::{Kind, Record};
+use crate::id::{Identity, MemoryId, NamelessFileId, SegmentId};
+use crate::text::Text;
+use serde::{Deserialize, Serialize};
+
+/// Mappings of one memory, in the order of their addresses. A memory with many mappings has several such records; the
+/// first one has the [`Layout`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessMap {
+    /// The memory.
+    pub memory: MemoryId,
+    /// What the kernel keeps about it; in the first record only.
+    pub layout: Option<Layout>,
+    /// Mappings that follow those of the record before.
+    pub mappings: Vec<Mapping>,
+}
+
+/// `struct prctl_mm_map`, the executable, and the auxiliary vector.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Layout {
+    /// Start and end of the code.
+    pub code: (u64, u64),
+    /// Start and end of the data.
+    pub data: (u64, u64),
+    /// Start and current end of the heap.
+    pub heap: (u64, u64),
+    /// Start of the stack.
+    pub stack: u64,
+    /// Start and end of the arguments.
+    pub arguments: (u64, u64),
+    /// Start and end of the environment.
+    pub environment: (u64, u64),
+    /// `/proc/<pid>/auxv`.
+    pub auxiliary_vector: Vec<u8>,
+    /// The executable (`/proc/<pid>/exe`).
+    pub executable: MappedFile,
+}
+
+/// A mapping (`struct vm_area_struct`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mapping {
+    /// First address.
+    pub start: u64,
+    /// First address behind it.
+    pub end: u64,
+    /// `PROT_READ`, `PROT_WRITE`, `PROT_EXEC`.
+    pub protection: u8,
+    /// Whether writes are shared (`MAP_SHARED`).
+    pub shared: bool,
+    /// The flags of [`flag`].
+    pub flags: u32,
+    /// What it maps.
+    pub source: Source,
+    /// The name given by `PR_SET_VMA_ANON_NAME`.
+    pub name: Option<Text>,
+}
+
+/// Attributes of a [`Mapping`].
+pub mod flag {
+    /// Grows down (`gd`).
+    pub const GROWS_DOWN: u32 = 1 << 0;
+    /// Locked in memory (`lo`).
+    pub const LOCKED: u32 = 1 << 1;
+    /// Read in sequence (`sr`).
+    pub const SEQUENTIAL_READ: u32 = 1 << 2;
+    /// Read at random (`rr`).
+    pub const RANDOM_READ: u32 = 1 << 3;
+    /// Not copied on fork (`dc`).
+    pub const DO_NOT_COPY: u32 = 1 << 4;
+    /// No swap space reserved (`nr`).
+    pub const NO_RESERVE: u32 = 1 << 5;
+    /// Not in core dumps (`dd`).
+    pub const DO_NOT_DUMP: u32 = 1 << 6;
+    /// Huge pages advised (`hg`).
+    pub const HUGE_PAGE: u32 = 1 << 7;
+    /// Huge pages refused (`nh`).
+    pub const NO_HUGE_PAGE: u32 = 1 << 8;
+    /// May be merged with equal pages (`mg`).
+    pub const MERGEABLE: u32 = 1 << 9;
+    /// Zeroed in children (`wf`).
+    pub const WIPE_ON_FORK: u32 = 1 << 10;
+    /// May be thrown away (`dp`); its content is never stored.
+    pub const DROPPABLE: u32 = 1 << 11;
+    /// Locked when touched (`lf`).
+    pub const LOCKED_ON_FAULT: u32 = 1 << 12;
+    /// Counted against the commit limit (`ac`).
+    pub const ACCOUNTED: u32 = 1 << 13;
+}
+
+/// What a [`Mapping`] maps.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Source {
+    /// Private anonymous memory.
+    Anonymous,
+    /// A file.
+    File {
+        /// The file.
+        file: MappedFile,
+        /// Offset of the first byte in it.
+        offset: u64,
+    },
+    /// A segment of shared memory.
+    Segment {
+        /// The segment.
+        segment: SegmentId,
+        /// Offset of the first byte in it.
+        offset: u64,
+    },
+    /// A mapping that the kernel makes by itself: `[vdso]`, `[vvar]`, `[vvar_vclock]`, `[vsyscall]`.
+    Kernel {
+        /// Its name in `/proc/<pid>/maps`.
+        name: String,
+    },
+}
+
+/// A file behind a mapping.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct MappedFile {
+    /// Its path when it was dumped.
+    pub path: Text,
+    /// Set when the name is gone or leads to another file: then the content travels in the image.
+    pub nameless: Option<NamelessFileId>,
+    /// Its size in bytes.
+    pub size: u64,
+    /// Its modification time, in nanoseconds since 1970.
+    pub modified: i64,
+    /// Whether the mapping needs the file open for writing.
+    pub writable: bool,
+}
+
+impl Record for ProcessMap {
+    const KIND: Kind = Kind::ProcessMap;
+    const VERSION: u16 = 1;
+
+    fn name(&self) -> String {
+        format!("memory {} with {} mappings", self.memory, self.mappings.len())
+    }
+
+    fn defines(&self) -> Vec<Identity> {
+        if self.layout.is_some() { vec![self.memory.into()] } else { Vec::new() }
+    }
+
+    fn refers(&self) -> Vec<Identity> {
+        let mut identities = vec![self.memory.into()];
+        let executable = self.layout.iter().map(|layout| &layout.executable);
+        let mapped = self.mappings.iter().filter_map(|mapping| match &mapping.source {
+            Source::File { file, .. } => Some(file),
+            Source::Anonymous | Source::Segment { .. } | Source::Kernel { .. } => None,
+        });
+        identities.extend(executable.chain(mapped).filter_map(|file| file.nameless).map(Identity::from));
+        identities.extend(self.mappings.iter().filter_map(|mapping| match &mapping.source {
+            Source::Segment { segment, .. } => Some(Identity::from(*segment)),
+            Source::Anonymous | Source::File { .. } | Source::Kernel { .. } => None,
+        }));
+        identities
+    }
+
+    fn check(&self) -> Result<(), String> {
+        let mut last = 0;
+        for mapping in &self.mappings {
+            let Mapping { start, end, .. } = *mapping;
+            if start % 4096 != 0 || end % 4096 != 0 || start >= end {
+                return Err(format!("mapping {start:#x}-{end:#x} is no range of pages"));
+            }
+            if start < last {
+                return Err(format!("mapping {start:#x}-{end:#x} overlaps the one before or is out of order"));
+            }
+            last = end;
+        }
+        Ok(())
+    }
+}

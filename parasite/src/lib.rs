@@ -1,0 +1,3 @@
+#![no_std]
+//! stub
+pub mod protocol;
