@@ -1,0 +1,117 @@
+//! A tree of processes that stands still: what observing looks at.
+//!
+//! It is made by [`freeze`](crate::freeze), which also lets it go again.
+
+use crate::error::{Error, Result, Subject, code};
+use crate::stub::agent::Agent;
+use crate::stub::batch::{Batch, Outcome};
+use std::os::fd::{AsFd, OwnedFd};
+use vckpt_image_format::TaskId;
+use vckpt_image_format::record::process_status::State;
+
+/// A tree of processes of which no task runs.
+#[derive(Debug)]
+pub struct Frozen {
+    /// The root, by its virtual ID.
+    pub root: TaskId,
+    /// All processes; parents before their children.
+    pub processes: Vec<FrozenProcess>,
+}
+
+/// A process that stands still, or has ended and was not waited for (then without threads).
+#[derive(Debug)]
+pub struct FrozenProcess {
+    /// Its place in [`Frozen::processes`]; also the number of its memory, its descriptor table and its file system
+    /// context, as long as no two processes share them.
+    pub index: u32,
+    /// Its ID as it knows it (in its innermost PID namespace).
+    pub id: TaskId,
+    /// Its ID as this program sees it.
+    pub pid: i32,
+    /// Its parent within the tree, by virtual ID.
+    pub parent: Option<TaskId>,
+    /// Its name (`comm`).
+    pub command: String,
+    /// Running, stopped or ended.
+    pub state: State,
+    /// A descriptor that stands for it.
+    pub pidfd: OwnedFd,
+    /// Its threads, the leader first. None if it has ended.
+    pub threads: Vec<FrozenThread>,
+}
+
+/// A thread that stands still.
+#[derive(Debug)]
+pub struct FrozenThread {
+    /// Its ID as it knows it.
+    pub id: TaskId,
+    /// Its ID as this program sees it.
+    pub tid: i32,
+    /// The stub in it, and the state to which it will be put back.
+    pub agent: Agent,
+}
+
+impl Frozen {
+    /// The process with this virtual ID.
+    #[must_use]
+    pub fn process(&self, id: TaskId) -> Option<&FrozenProcess> {
+        self.processes.iter().find(|process| process.id == id)
+    }
+
+    /// The virtual ID of a task that this program sees as `pid`, if it belongs to the tree.
+    #[must_use]
+    pub fn virtual_id(&self, pid: i32) -> Option<TaskId> {
+        self.processes.iter().find_map(|process| {
+            if process.pid == pid {
+                return Some(process.id);
+            }
+            process.threads.iter().find(|thread| thread.tid == pid).map(|thread| thread.id)
+        })
+    }
+
+    /// The processes that have not ended.
+    pub fn living(&mut self) -> impl Iterator<Item = &mut FrozenProcess> {
+        self.processes.iter_mut().filter(|process| !process.threads.is_empty())
+    }
+}
+
+impl FrozenProcess {
+    /// For error messages.
+    #[must_use]
+    pub fn subject(&self) -> Subject {
+        Subject::task(self.id.0, &self.command)
+    }
+
+    /// Runs a batch in the leader.
+    ///
+    /// # Errors
+    /// If the stub can't be reached, or a call that must not fail did.
+    pub fn run(&mut self, batch: &Batch) -> Result<Outcome> {
+        let subject = self.subject();
+        let Some(leader) = self.threads.first_mut() else {
+            return Err(Error::new(code::INTERNAL, "a batch for a process that has ended").about(subject));
+        };
+        leader.run(batch).map_err(|error| error.about(subject))
+    }
+
+    /// A copy of one of its descriptors (the same open file description).
+    ///
+    /// # Errors
+    /// [`code::NOT_PERMITTED`] or [`code::PROC`] with the kernel's reason.
+    pub fn fetch_descriptor(&self, number: i32) -> Result<OwnedFd> {
+        crate::sys::process::pidfd_getfd(self.pidfd.as_fd(), number).map_err(|errno| {
+            Error::system(code::NOT_PERMITTED, "fetching a descriptor", errno)
+                .about(self.subject().descriptor(number))
+        })
+    }
+}
+
+impl FrozenThread {
+    /// Runs a batch in this thread and checks that what must not fail did not.
+    ///
+    /// # Errors
+    /// If the stub can't be reached, or a call that must not fail did.
+    pub fn run(&mut self, batch: &Batch) -> Result<Outcome> {
+        self.agent.run(batch)
+    }
+}

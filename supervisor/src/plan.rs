@@ -1,0 +1,110 @@
+//! The plan of a restore: ordered steps, made from the image alone. Making it is pure: no system call.
+//!
+//! [`act`](crate::act) carries it out and takes no decision.
+
+use crate::error::Result;
+use crate::restoring::Restoring;
+use crate::stub::batch::Batch;
+use std::fmt;
+use vckpt_image_format::TaskId;
+
+/// The only global order of a restore.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stage {
+    /// Namespaces are made and entered.
+    Namespaces,
+    /// Processes and threads are made: empty puppets.
+    Tasks,
+    /// Objects that several tasks share are made: segments, nameless files, pipes, sockets.
+    SharedObjects,
+    /// Descriptors are put into the tables; current directories.
+    Descriptors,
+    /// Memory is mapped and filled.
+    Memory,
+    /// State of each task that needs no right and takes none: signals, robust lists, names, scheduling.
+    TaskState,
+    /// Limits, credentials, sandboxes: what takes rights away.
+    Credentials,
+    /// What starts to run by itself: timers.
+    Timers,
+    /// Registers; then all run.
+    Release,
+}
+
+impl Stage {
+    /// All, in order.
+    pub const ALL: [Stage; 9] = [
+        Stage::Namespaces,
+        Stage::Tasks,
+        Stage::SharedObjects,
+        Stage::Descriptors,
+        Stage::Memory,
+        Stage::TaskState,
+        Stage::Credentials,
+        Stage::Timers,
+        Stage::Release,
+    ];
+}
+
+/// Something that acting does, other than a batch of system calls in a puppet.
+pub trait Action: fmt::Debug {
+    /// Does it.
+    ///
+    /// # Errors
+    /// Why it could not be done; the whole restore is then undone.
+    fn act(&self, restoring: &mut Restoring<'_>) -> Result<()>;
+}
+
+/// One step.
+#[derive(Debug)]
+pub enum Step {
+    /// System calls that a puppet makes.
+    Batch {
+        /// The thread whose puppet makes them.
+        thread: TaskId,
+        /// What for.
+        purpose: &'static str,
+        /// The calls; each may fail only if it was added so.
+        batch: Batch,
+    },
+    /// Anything else.
+    Action(Box<dyn Action>),
+}
+
+/// The steps of all stages. Within a stage they keep the order in which they were added; batches for different
+/// threads that follow one another run at the same time.
+#[derive(Debug, Default)]
+pub struct Plan {
+    steps: Vec<(Stage, Step)>,
+}
+
+impl Plan {
+    /// Adds calls for a thread. Batches for the same thread that follow one another travel together.
+    pub fn batch(&mut self, stage: Stage, thread: TaskId, purpose: &'static str, batch: Batch) {
+        if !batch.is_empty() {
+            self.steps.push((stage, Step::Batch { thread, purpose, batch }));
+        }
+    }
+
+    /// Adds an action.
+    pub fn action(&mut self, stage: Stage, action: impl Action + 'static) {
+        self.steps.push((stage, Step::Action(Box::new(action))));
+    }
+
+    /// The steps of a stage, in order.
+    pub fn steps(&self, stage: Stage) -> impl Iterator<Item = &Step> {
+        self.steps.iter().filter(move |(of, _)| *of == stage).map(|(_, step)| step)
+    }
+
+    /// Number of steps.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.steps.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.steps.is_empty()
+    }
+}

@@ -1,0 +1,76 @@
+//! What observing gives: records, and contents that are still to be copied. Nothing is written here.
+//!
+//! Storing them is the business of [`store`](crate::store).
+
+use std::collections::HashMap;
+use std::fmt;
+use std::io::Write;
+use std::os::fd::OwnedFd;
+use vckpt_image_format::record::mmap_memory::PageOwner;
+use vckpt_image_format::writer::{ImageWriter, WriteError};
+use vckpt_image_format::{NamelessFileId, Record, SegmentId};
+
+/// A record of any kind, ready to be written.
+pub trait AnyRecord: fmt::Debug {
+    /// Writes it.
+    ///
+    /// # Errors
+    /// What the writer says.
+    fn write(&self, writer: &mut ImageWriter<Box<dyn Write>>) -> Result<(), WriteError>;
+}
+
+impl<R: Record> AnyRecord for R {
+    fn write(&self, writer: &mut ImageWriter<Box<dyn Write>>) -> Result<(), WriteError> {
+        writer.record(self)
+    }
+}
+
+/// The identity of a file or segment on this host: device and inode.
+pub type Inode = (u64, u64);
+
+/// The content of a file that is to be stored: its data, not its holes.
+#[derive(Debug)]
+pub struct FileContent {
+    /// What it is the content of.
+    pub owner: PageOwner,
+    /// The file, open for reading.
+    pub file: OwnedFd,
+    /// Its size in bytes at the freeze.
+    pub size: u64,
+}
+
+/// Everything that was observed.
+#[derive(Debug, Default)]
+pub struct Records {
+    /// The records in the order of the image.
+    pub records: Vec<Box<dyn AnyRecord>>,
+    /// Files and segments whose content is to be stored.
+    pub contents: Vec<FileContent>,
+    /// What can't be kept exactly, in one line each.
+    pub degraded: Vec<String>,
+    nameless_files: HashMap<Inode, NamelessFileId>,
+    segments: HashMap<Inode, SegmentId>,
+}
+
+impl Records {
+    /// Adds a record.
+    pub fn push<R: Record + 'static>(&mut self, record: R) {
+        self.records.push(Box::new(record));
+    }
+
+    /// The identity of a nameless file, and whether it is seen for the first time: then the caller adds its record
+    /// and content.
+    pub fn nameless_file(&mut self, inode: Inode) -> (NamelessFileId, bool) {
+        let next = NamelessFileId(u32::try_from(self.nameless_files.len()).unwrap_or(u32::MAX));
+        let id = *self.nameless_files.entry(inode).or_insert(next);
+        (id, id == next)
+    }
+
+    /// The identity of a shared segment, and whether it is seen for the first time: then the caller adds its record
+    /// and content.
+    pub fn segment(&mut self, inode: Inode) -> (SegmentId, bool) {
+        let next = SegmentId(u32::try_from(self.segments.len()).unwrap_or(u32::MAX));
+        let id = *self.segments.entry(inode).or_insert(next);
+        (id, id == next)
+    }
+}
