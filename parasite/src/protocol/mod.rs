@@ -12,6 +12,9 @@
 //!
 //! Not here: the transport (supervisor: `stub::channel`; stub: `serve`) and the meaning of any system call.
 
+#[cfg(not(parasite_stub))]
+mod bytes;
+
 /// Changes with every change of the protocol.
 pub const VERSION: u32 = 1;
 /// First word of a boot page: `"vckpboot"` read as a little-endian number.
@@ -97,6 +100,8 @@ pub mod epitaph {
     pub const END_OF_FILE: u64 = 3;
     /// Receiving failed; detail: the error number.
     pub const RECEIVE: u64 = 4;
+    /// Answering failed; detail: the error number.
+    pub const SEND: u64 = 5;
 }
 
 /// Header of a request.
