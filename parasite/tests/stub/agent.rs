@@ -1,0 +1,1 @@
+//! The finished blob as an agent: its own socket pair, and the way home.
