@@ -158,3 +158,73 @@ impl Call {
         Some(Self { number, arguments, kinds, flags, reserved })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{Boot, Call, Reply, Request};
+    use core::mem::offset_of;
+
+    /// Holds that the bytes of these fields stand where `repr(C)` puts them, and that they come back.
+    macro_rules! check_layout {
+        ($type:ident, $length:literal, { $($field:ident: $value:expr),* $(,)? }) => {{
+            let given = $type { $($field: $value),* };
+            let bytes = given.to_bytes();
+            assert_eq!((bytes.len(), size_of::<$type>()), ($length, $length));
+            let mut covered = 0;
+            $(
+                let field = given.$field.to_le_bytes();
+                let offset = offset_of!($type, $field);
+                assert_eq!(bytes[offset..offset + field.len()], field, stringify!($field));
+                covered += field.len();
+            )*
+            assert_eq!(covered, $length, "no padding");
+            assert_eq!($type::from_bytes(&bytes), Some(given));
+            assert_eq!($type::from_bytes(&bytes[1..]), None);
+        }};
+    }
+
+    #[test]
+    fn a_boot_page_is_as_the_stub_reads_it() {
+        check_layout!(Boot, 56, {
+            magic: 0x0102_0304_0506_0708,
+            version: 0x1112_1314,
+            mode: 0x2122_2324,
+            socket: -2,
+            peer: -3,
+            area: 0x3132_3334_3536_3738,
+            home: 0x4142_4344_4546_4748,
+            epitaph: 0x5152_5354_5556_5758,
+            epitaph_detail: 0x6162_6364_6566_6768,
+        });
+    }
+
+    #[test]
+    fn headers_are_as_the_stub_reads_and_writes_them() {
+        check_layout!(Request, 16, { version: 1, call_count: 2, data_length: 3, reply_data_length: 4 });
+        check_layout!(Reply, 16, { version: 5, call_count: 6, data_length: 7, descriptor_count: 8 });
+    }
+
+    #[test]
+    fn a_call_is_as_the_stub_reads_it() {
+        let call = Call {
+            number: 1,
+            arguments: [2, 3, 4, 5, 6, u64::MAX],
+            kinds: [0, 1, 2, 3, 4, 5],
+            flags: 8,
+            reserved: 9,
+        };
+        let bytes = call.to_bytes();
+        assert_eq!((bytes.len(), size_of::<Call>()), (64, 64));
+        assert_eq!(bytes[offset_of!(Call, number)], 1);
+        for (index, argument) in call.arguments.iter().enumerate() {
+            let offset = offset_of!(Call, arguments) + index * 8;
+            assert_eq!(bytes[offset..offset + 8], argument.to_le_bytes());
+        }
+        let kinds = offset_of!(Call, kinds);
+        assert_eq!(bytes[kinds..kinds + 6], call.kinds);
+        assert_eq!(bytes[offset_of!(Call, flags)], 8);
+        assert_eq!(bytes[offset_of!(Call, reserved)], 9);
+        assert_eq!(Call::from_bytes(&bytes), Some(call));
+        assert_eq!(Call::from_bytes(&bytes[..63]), None);
+    }
+}

@@ -105,7 +105,8 @@ impl Descriptors {
 /// Waits for a request and checks its form. Descriptors of a message that is refused are closed.
 pub(super) fn receive(area: Area, descriptors: &mut Descriptors) -> Result<Request, Ending> {
     const CLOSE_DESCRIPTORS_ON_EXEC: u64 = 0x4000_0000;
-    const DATA_TRUNCATED: u32 = 0x20;
+    // A message that is too long is cut off, but its own length is told.
+    const WHOLE_LENGTH: u64 = 0x20;
     const CONTROL_TRUNCATED: u32 = 0x8;
     let parts = [Part { address: area.buffer_address(), length: BUFFER_LENGTH }];
     let length = loop {
@@ -113,8 +114,14 @@ pub(super) fn receive(area: Area, descriptors: &mut Descriptors) -> Result<Reque
         header.control = descriptors.control.as_mut_ptr().expose_provenance() as u64;
         header.control_length = CONTROL_LENGTH;
         let address = (&raw mut header).expose_provenance() as u64;
-        let arguments =
-            [sys::descriptor_argument(area.socket()), address, CLOSE_DESCRIPTORS_ON_EXEC, 0, 0, 0];
+        let arguments = [
+            sys::descriptor_argument(area.socket()),
+            address,
+            CLOSE_DESCRIPTORS_ON_EXEC | WHOLE_LENGTH,
+            0,
+            0,
+            0,
+        ];
         // SAFETY: the kernel writes to the buffer of the area, the control words and the header, each of which is
         // at least as long as it is told and used by nothing else during the call.
         let result = unsafe { sys::call(number::RECVMSG, arguments) };
@@ -124,8 +131,7 @@ pub(super) fn receive(area: Area, descriptors: &mut Descriptors) -> Result<Reque
             Some(error) => return Err(Ending { epitaph: epitaph::RECEIVE, detail: error }),
             None => {
                 descriptors.accept(header.control_length, header.flags & CONTROL_TRUNCATED != 0);
-                let whole = header.flags & DATA_TRUNCATED == 0;
-                break if whole { result.unsigned_abs() } else { BUFFER_LENGTH as u64 + 1 };
+                break result.unsigned_abs();
             }
         }
     };
@@ -149,7 +155,8 @@ fn is_well_formed(request: &Request, length: u64) -> bool {
     }
     let call_count = request.call_count as usize;
     let Some(data_offset) = data_offset(call_count) else { return false };
-    call_count <= MAXIMUM_CALLS
+    length <= BUFFER_LENGTH as u64
+        && call_count <= MAXIMUM_CALLS
         && data_offset as u64 + u64::from(request.data_length) == length
         && request.reply_data_length <= request.data_length
 }

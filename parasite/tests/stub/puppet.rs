@@ -46,7 +46,7 @@ fn clone_arguments(flags: i32, signal: i32, stack: u64, stack_length: u64) -> Ve
 }
 
 /// Has a child spawned: the channel to it and its pid.
-fn spawn_child(parent: &Channel, flags: i32) -> (Channel, i64) {
+pub(crate) fn spawn_child(parent: &Channel, flags: i32) -> (Channel, i64) {
     let (channel, socket) = Channel::pair();
     let answer = parent.ask_with(
         &Batch::new()
