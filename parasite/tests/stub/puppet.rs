@@ -3,13 +3,16 @@
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, Stdio};
 
 use nix::libc;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use vckpt_parasite::executable;
-use vckpt_parasite::protocol::{AREA_LENGTH, BOOT_OFFSET, STACK_LENGTH, STACK_OFFSET, mode, operation};
+use vckpt_parasite::protocol::{
+    AREA_LENGTH, BOOT_LENGTH, BOOT_OFFSET, STACK_LENGTH, STACK_OFFSET, mode, operation,
+};
 
 use crate::support::{Batch, Channel, boot, data, descriptor, result, value};
 
@@ -257,4 +260,31 @@ fn an_init_ends_as_its_root_does_and_after_all_others() {
         drop(other);
         assert_eq!(child.wait().unwrap().code(), Some(status));
     }
+}
+
+#[test]
+fn a_puppet_can_leave_the_file_it_was_started_from() {
+    let (channel, child) = start();
+    assert_eq!(pid_of(&channel), i64::from(child.id()));
+    let copy = 0x3_0000_0000;
+    let file_part = (BOOT_OFFSET + BOOT_LENGTH) as u64;
+    let fixed =
+        u64::from((libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE).cast_unsigned());
+    let map = Batch::new()
+        .call(libc::SYS_mmap, &[copy, file_part, 3, fixed, u64::MAX, 0].map(value))
+        .or_stop()
+        .call(libc::SYS_mprotect, &[copy, BOOT_OFFSET as u64, 5].map(value));
+    assert_eq!(channel.ask(&map).results, [copy.cast_signed(), 0]);
+    let memory = File::options().read(true).write(true).open(format!("/proc/{}/mem", child.id())).unwrap();
+    let mut bytes = vec![0; BOOT_OFFSET + BOOT_LENGTH];
+    memory.read_exact_at(&mut bytes, AREA).unwrap();
+    memory.write_all_at(&bytes, copy).unwrap();
+    let (code, page) = (BOOT_OFFSET as u64, BOOT_LENGTH as u64);
+    let put_in_place = Batch::new()
+        .call(libc::SYS_mremap, &[copy, code, code, 3, AREA].map(value))
+        .call(libc::SYS_mremap, &[copy + code, page, page, 3, AREA + code].map(value));
+    assert_eq!(channel.ask(&put_in_place).results, [AREA, AREA + code].map(u64::cast_signed));
+    assert_eq!(pid_of(&channel), i64::from(child.id()));
+    let maps = std::fs::read_to_string(format!("/proc/{}/maps", child.id())).unwrap();
+    assert!(!maps.contains("memfd"), "{maps}");
 }
