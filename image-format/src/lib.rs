@@ -1,14 +1,14 @@
 //! The on-disk format of vckpt images.
 
-mod check;
+pub mod check;
 pub mod codec;
-mod error;
+pub mod error;
 pub mod id;
 mod layout;
-mod reader;
+pub mod reader;
 pub mod record;
 pub mod text;
-mod writer;
+pub mod writer;
 
 pub use error::{FormatError, WriteError};
 pub use id::{

@@ -5,7 +5,8 @@
 //! [`ImageWriter::finish`].
 
 use crate::codec;
-use crate::error::{WriteError, one_line};
+pub use crate::error::WriteError;
+use crate::error::one_line;
 use crate::layout::{
     CHUNK_SIZE, Content, Descriptor, FRAME_ALIGNMENT, Header, IndexEntry, IndexHeader, MAX_CHUNKS,
     MAX_FRAMES, MAX_RECORD_BYTES, MUST_UNDERSTAND, PAGE_SIZE, SectionHeader, Trailer, align, append_record,

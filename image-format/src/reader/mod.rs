@@ -10,8 +10,8 @@ mod structure;
 
 use crate::check;
 use crate::codec;
-use crate::error::FormatError;
-use crate::record::{Kind, Record};
+pub use crate::error::FormatError;
+use crate::record::{Examined, Kind, Record};
 use records::Frame;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -136,6 +136,19 @@ impl Image {
         let frames = self.frames.iter().enumerate().filter(move |(_, frame)| wanted(frame));
         frames.map(|(number, frame)| match codec::decode::<R>(frame.data(&self.bytes)) {
             Ok(record) => Ok((number, record)),
+            Err(error) => Err(FormatError::inconsistent(frame.label(&self.bytes), error)),
+        })
+    }
+
+    /// Every record that this program understands, examined by [`REGISTRY`](crate::record::REGISTRY).
+    pub(crate) fn examined(&self) -> impl Iterator<Item = Result<(usize, Examined), FormatError>> {
+        let known = self
+            .frames
+            .iter()
+            .enumerate()
+            .filter_map(|(number, frame)| Some((number, frame, frame.entry()?)));
+        known.map(|(number, frame, entry)| match (entry.examine)(frame.data(&self.bytes)) {
+            Ok(examined) => Ok((number, examined)),
             Err(error) => Err(FormatError::inconsistent(frame.label(&self.bytes), error)),
         })
     }
