@@ -60,7 +60,9 @@ fn main() -> ExitCode {
     match build() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("{error}");
+            for line in error.to_string().lines() {
+                println!("cargo::error={line}");
+            }
             ExitCode::FAILURE
         }
     }
