@@ -7,6 +7,8 @@ pub mod id;
 mod layout;
 pub mod reader;
 pub mod record;
+#[cfg(test)]
+mod tests;
 pub mod text;
 pub mod writer;
 
