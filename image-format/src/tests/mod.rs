@@ -5,6 +5,7 @@ mod damage;
 mod hostile;
 mod repair;
 mod round_trip;
+mod specification;
 mod unknown;
 
 use crate::error::FormatError;
