@@ -6,8 +6,8 @@ pub mod record;
 pub mod text;
 
 pub use id::{
-    DescriptionId, DescriptorTableId, FileSystemContextId, Identity, MemoryId, NamelessFileId, PipeId, SegmentId,
-    SocketId, TaskId, TerminalId,
+    DescriptionId, DescriptorTableId, FileSystemContextId, Identity, MemoryId, NamelessFileId, PipeId,
+    SegmentId, SocketId, TaskId, TerminalId,
 };
 pub use record::{Kind, Record};
 pub use text::Text;
