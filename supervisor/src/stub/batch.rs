@@ -124,6 +124,12 @@ impl Batch {
         self.data(&vec![0; length])
     }
 
+    /// Puts bytes into the data area for a call to read and write; they come back with the [`Outcome`].
+    pub fn exchange(&mut self, bytes: &[u8]) -> Data {
+        self.wants_data = true;
+        self.data(bytes)
+    }
+
     /// Sends a descriptor of the supervisor along; the argument is its number in the target. The caller keeps the
     /// descriptor open until the batch was run.
     pub fn descriptor(&mut self, descriptor: i32) -> Argument {
