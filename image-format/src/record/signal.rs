@@ -63,6 +63,8 @@ pub struct Pending(Vec<u8>);
 
 /// Size of a `siginfo_t`.
 pub const SIGINFO_LENGTH: usize = 128;
+/// Smallest alternate stack: `MINSIGSTKSZ`.
+const SMALLEST_STACK: u64 = 2048;
 /// Number of signals; the highest is this one.
 pub const SIGNAL_COUNT: u32 = 64;
 
@@ -128,6 +130,10 @@ impl Record for Signal {
                 return Err(format!("the action of signal {} is out of order or range", action.signal));
             }
             last = action.signal;
+        }
+        let stacks = self.threads.iter().filter_map(|thread| thread.alternate_stack);
+        if let Some(stack) = stacks.into_iter().find(|stack| stack.size < SMALLEST_STACK) {
+            return Err(format!("an alternate stack of {} bytes is too small", stack.size));
         }
         let pending = self.pending.iter().chain(self.threads.iter().flat_map(|thread| &thread.pending));
         for pending in pending {

@@ -6,13 +6,12 @@
 use super::UNCATCHABLE;
 use super::observe::SET_LENGTH;
 use super::waiting::SI_TIMER;
-use crate::error::{Error, Result, Subject, code};
+use crate::error::Result;
 use crate::kinds::alarm;
 use crate::plan::{self, Plan, Stage};
 use crate::restoring::Restoring;
 use crate::stub::batch::{Argument, Batch};
 use std::collections::BTreeSet;
-use vckpt_image_format::TaskId;
 use vckpt_image_format::reader::Image;
 use vckpt_image_format::record::alarm::Alarm;
 use vckpt_image_format::record::signal::{Action, AlternateStack, Pending, SIGNAL_COUNT, Signal};
@@ -30,7 +29,7 @@ pub fn plan(image: &Image, plan: &mut Plan) -> Result<()> {
         plan.batch(Stage::TaskState, signal.process, "actions of signals", actions(&signal.actions, 1..=SIGNAL_COUNT));
         for thread in &signal.threads {
             if let Some(stack) = thread.alternate_stack {
-                plan.action(Stage::TaskState, SetStack { thread: thread.thread, stack });
+                plan.batch(Stage::TaskState, thread.thread, "alternate stack", set_stack(stack));
             }
         }
     }
@@ -115,31 +114,18 @@ impl plan::Action for Barrier {
     }
 }
 
-/// Sets an alternate stack.
-#[derive(Debug)]
-struct SetStack {
-    thread: TaskId,
-    stack: AlternateStack,
-}
-
-impl plan::Action for SetStack {
-    fn act(&self, restoring: &mut Restoring<'_>) -> Result<()> {
-        let mut batch = Batch::new();
-        let AlternateStack { address, size, flags } = self.stack;
-        let stack = batch.words(&[address, u64::from(flags), size]);
-        let call =
-            batch.call("setting the alternate stack", libc::SYS_sigaltstack, [stack.into(), Argument::value(0)]);
-        restoring.run(self.thread, &batch)?.get(call).map(drop).map_err(|errno| {
-            let subject = Subject { task: Some(self.thread.0), ..Subject::default() };
-            let what = format!("setting the alternate signal stack of {size} bytes");
-            Error::system(code::TASK_RESTORE, what, errno).about(subject.address(address))
-        })
-    }
+/// Sets an alternate stack. The kernel refuses one that is too small for this processor's signal frames.
+fn set_stack(stack: AlternateStack) -> Batch {
+    let mut batch = Batch::new();
+    let stack = batch.words(&[stack.address, u64::from(stack.flags), stack.size]);
+    batch.must("setting the alternate signal stack", libc::SYS_sigaltstack, [stack.into(), Argument::value(0)]);
+    batch
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use vckpt_image_format::TaskId;
     use vckpt_image_format::record::signal::{SIGINFO_LENGTH, ThreadSignals};
 
     fn waiting(signal: u8, code: i32, timer: u8) -> Pending {
