@@ -33,9 +33,17 @@ pub const KINDS: &[KindEntry] = &[
     KindEntry { name: "signal", observe: signal::observe::observe, plan: signal::restore::plan },
     KindEntry { name: "alarm", observe: alarm::observe::observe, plan: alarm::restore::plan },
     KindEntry { name: "schedule", observe: schedule::observe::observe, plan: schedule::restore::plan },
-    KindEntry { name: "resource_limit", observe: resource_limit::observe::observe, plan: resource_limit::restore::plan },
+    KindEntry {
+        name: "resource_limit",
+        observe: resource_limit::observe::observe,
+        plan: resource_limit::restore::plan,
+    },
     // Takes rights away: the last of its stage.
-    KindEntry { name: "credentials", observe: credentials::observe::observe, plan: credentials::restore::plan },
+    KindEntry {
+        name: "credentials",
+        observe: credentials::observe::observe,
+        plan: credentials::restore::plan,
+    },
 ];
 
 /// Every record of a kind in an image.

@@ -68,7 +68,8 @@ mod tests {
     fn timers_are_taken_apart_and_ordered() {
         let text = "ID: 5\nsignal: 34/00007fff86e452a8\nnotify: signal/tid.2634\nClockID: 1\n\
             ID: 0\nsignal: 14/0000000000000000\nnotify: none/pid.2630\nClockID: -6\n";
-        let signal = Timer { id: 5, signal: 34, value: 0x7fff_86e4_52a8, notify: 0, thread: Some(2634), clock: 1 };
+        let signal =
+            Timer { id: 5, signal: 34, value: 0x7fff_86e4_52a8, notify: 0, thread: Some(2634), clock: 1 };
         let none = Timer { id: 0, signal: 14, value: 0, notify: 1, thread: None, clock: -6 };
         assert_eq!(parse(text.as_bytes()), Ok(vec![none, signal]));
         assert_eq!(parse(b""), Ok(Vec::new()));

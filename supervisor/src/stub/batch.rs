@@ -258,7 +258,8 @@ impl Outcome {
     /// Fails if a call of [`Batch::must`] did.
     ///
     /// # Errors
-    /// [`code::REMOTE_CALL`], about the subject, naming the call by its label.
+    /// [`code::PRIVILEGE`] if the kernel did not permit it, else [`code::REMOTE_CALL`]; about the subject, naming the
+    /// call by its label.
     pub fn check(&self, batch: &Batch, subject: &Subject) -> Result<()> {
         for (index, call) in batch.calls.iter().enumerate() {
             if call.flags & protocol::STOP_ON_ERROR == 0 {
@@ -266,7 +267,8 @@ impl Outcome {
             }
             if let Err(errno) = self.get(CallIndex(index)) {
                 let label = batch.labels.get(index).copied().unwrap_or("call");
-                return Err(Error::system(code::REMOTE_CALL, label, errno).about(subject.clone()));
+                let code = if errno == Errno::EPERM { code::PRIVILEGE } else { code::REMOTE_CALL };
+                return Err(Error::system(code, label, errno).about(subject.clone()));
             }
         }
         Ok(())

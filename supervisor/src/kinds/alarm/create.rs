@@ -82,7 +82,8 @@ fn skip(restoring: &mut Restoring<'_>, process: TaskId, timer: &Timer, next: u32
 fn make(batch: &mut Batch, timer: &Timer) -> (CallIndex, Data) {
     let event = batch.data(&event(timer.notify, timer.signal, timer.value));
     let id = batch.exchange(&timer.id.to_le_bytes());
-    let call = batch.call("making a timer", libc::SYS_timer_create, [timer.clock.into(), event.into(), id.into()]);
+    let call =
+        batch.call("making a timer", libc::SYS_timer_create, [timer.clock.into(), event.into(), id.into()]);
     (call, id)
 }
 

@@ -43,8 +43,11 @@ pub fn list(process: &FrozenProcess, names: &BTreeMap<i32, TaskId>) -> Result<Ve
         if error.code != code::TARGET_DIED || !read::path(process.pid, "stat").exists() {
             return error;
         }
-        Error::new(code::HOST_FEATURE, "this kernel does not tell the timers of a process (/proc/<pid>/timers)")
-            .hint("a kernel with CONFIG_CHECKPOINT_RESTORE and CONFIG_POSIX_TIMERS is needed")
+        Error::new(
+            code::HOST_FEATURE,
+            "this kernel does not tell the timers of a process (/proc/<pid>/timers)",
+        )
+        .hint("a kernel with CONFIG_CHECKPOINT_RESTORE and CONFIG_POSIX_TIMERS is needed")
     })?;
     let listed = timers::parse(&text)?;
     listed
@@ -72,8 +75,12 @@ fn classify(listed: timers::Timer, thread: Option<Option<TaskId>>, own: &[TaskId
         Clock::Task(task) if own.contains(&task) => {}
         // The thread that made it can't be seen; a timer that notifies a thread is taken to be that thread's.
         Clock::OwnThread if own.len() == 1 || matches!(notify, Notify::ThreadId(_)) => {}
-        Clock::OwnThread => return refuse("counts the processor time of a thread, and of which can't be seen"),
-        Clock::Task(_) | Clock::Device => return refuse("runs by the clock of another process, thread or device"),
+        Clock::OwnThread => {
+            return refuse("counts the processor time of a thread, and of which can't be seen");
+        }
+        Clock::Task(_) | Clock::Device => {
+            return refuse("runs by the clock of another process, thread or device");
+        }
     }
     Ok(Listed { listed, notify })
 }
@@ -123,7 +130,11 @@ impl Questions {
     pub fn ask(batch: &mut Batch, timers: &[Listed]) -> Self {
         let interval_timers = [libc::ITIMER_REAL, libc::ITIMER_VIRTUAL, libc::ITIMER_PROF].map(|which| {
             let setting = batch.room(time::LENGTH);
-            batch.must("reading an interval timer", libc::SYS_getitimer, [Argument::from(which), setting.into()]);
+            batch.must(
+                "reading an interval timer",
+                libc::SYS_getitimer,
+                [Argument::from(which), setting.into()],
+            );
             setting
         });
         let timers = timers.iter().map(|timer| {

@@ -25,7 +25,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 pub fn plan(image: &Image, plan: &mut Plan) -> Result<()> {
     let signals: Vec<Signal> = crate::kinds::all(image)?;
     for alarm in crate::kinds::all::<Alarm>(image)? {
-        let waiting = signals.iter().find(|signal| signal.process == alarm.process).map_or(0, waiting_for_process);
+        let waiting =
+            signals.iter().find(|signal| signal.process == alarm.process).map_or(0, waiting_for_process);
         steps(alarm, waiting, plan);
     }
     Ok(())
@@ -55,7 +56,8 @@ fn steps(alarm: Alarm, waiting: u64, plan: &mut Plan) {
 
 /// `ITIMER_REAL` does not run while its signal waits: it expires once more, which adds no signal, and then waits too.
 fn interval_timer(which: u32, setting: Setting, waiting: u64) -> Setting {
-    let expired = which == libc::ITIMER_REAL.cast_unsigned() && setting.remaining == 0 && setting.interval != 0;
+    let expired =
+        which == libc::ITIMER_REAL.cast_unsigned() && setting.remaining == 0 && setting.interval != 0;
     let waits = waiting & bit(libc::SIGALRM.cast_unsigned()) != 0;
     if expired && waits { Setting { remaining: 1, ..setting } } else { setting }
 }
@@ -210,7 +212,8 @@ mod tests {
     fn timers_of_processor_time_are_never_set_to_the_past() {
         let timer = Timer { clock: -6, ..timer(RUNNING, 6, Some(1)) };
         assert_eq!(way(&timer, 0), Way::Runs);
-        let alarm = Alarm { process: TaskId(5), interval_timers: [Setting::default(); 3], timers: vec![timer] };
+        let alarm =
+            Alarm { process: TaskId(5), interval_timers: [Setting::default(); 3], timers: vec![timer] };
         assert!(sent_by_timer(&alarm).is_empty());
     }
 
@@ -226,7 +229,8 @@ mod tests {
 
     #[test]
     fn timers_that_do_not_run_need_no_step() {
-        let alarm = Alarm { process: TaskId(5), interval_timers: [Setting::default(); 3], timers: Vec::new() };
+        let alarm =
+            Alarm { process: TaskId(5), interval_timers: [Setting::default(); 3], timers: Vec::new() };
         let mut plan = Plan::default();
         steps(alarm.clone(), 0, &mut plan);
         assert!(plan.is_empty());

@@ -21,7 +21,8 @@ pub(super) fn timer(outcome: &Outcome, data: Data) -> Setting {
 }
 
 fn setting(outcome: &Outcome, data: Data, unit: u64) -> Setting {
-    let time = |index| outcome.word(data, index).saturating_mul(unit).saturating_add(outcome.word(data, index + 1));
+    let time =
+        |index| outcome.word(data, index).saturating_mul(unit).saturating_add(outcome.word(data, index + 1));
     Setting { interval: time(0), remaining: time(2) }
 }
 

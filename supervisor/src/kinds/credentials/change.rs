@@ -95,7 +95,9 @@ pub fn changes(has: &ThreadCredentials, wanted: &ThreadCredentials) -> Vec<Chang
 fn change_ids(has: &ThreadCredentials, wanted: &ThreadCredentials, changes: &mut Vec<Change>) {
     let resources = |ids: &Ids| (ids.real, ids.effective, ids.saved);
     // Setting the three sets the ID for file systems to the effective one.
-    let after = |has: &Ids, wanted: &Ids| if resources(has) == resources(wanted) { has.file_system } else { wanted.effective };
+    let after = |has: &Ids, wanted: &Ids| {
+        if resources(has) == resources(wanted) { has.file_system } else { wanted.effective }
+    };
     if resources(&has.group) != resources(&wanted.group) {
         changes.push(Change::GroupIds(wanted.group));
     }
@@ -125,7 +127,8 @@ pub struct Lacking {
 #[must_use]
 pub fn lacking(has: &ThreadCredentials, wanted: &ThreadCredentials) -> Lacking {
     let (has_sets, wanted_sets) = (has.capabilities, wanted.capabilities);
-    let inheritable = wanted_sets.inheritable & !(has_sets.inheritable | has_sets.permitted | has_sets.bounding);
+    let inheritable =
+        wanted_sets.inheritable & !(has_sets.inheritable | has_sets.permitted | has_sets.bounding);
     Lacking {
         capabilities: wanted_sets.permitted & !has_sets.permitted | inheritable,
         bounding: wanted_sets.bounding & !has_sets.bounding,

@@ -33,8 +33,7 @@ use vckpt_image_format::record::credentials::{CapabilitySets, Ids, ThreadCredent
 
 /// The credentials of a thread from its `status` and its secure bits.
 fn credentials(thread: TaskId, status: Status, secure_bits: u32) -> ThreadCredentials {
-    let ids =
-        |[real, effective, saved, file_system]: [u32; 4]| Ids { real, effective, saved, file_system };
+    let ids = |[real, effective, saved, file_system]: [u32; 4]| Ids { real, effective, saved, file_system };
     ThreadCredentials {
         thread,
         user: ids(status.user),

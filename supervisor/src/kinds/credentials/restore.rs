@@ -41,7 +41,11 @@ fn set(restoring: &mut Restoring<'_>, wanted: &ThreadCredentials) -> Result<()> 
     let lacking = change::lacking(&has, wanted);
     refuse(lacking).map_err(|error| error.about(subject.clone()))?;
     if lacking.bounding != 0 {
-        let line = format!("thread {}: programs that it starts can't get {}", wanted.thread, names(lacking.bounding));
+        let line = format!(
+            "thread {}: programs that it starts can't get {}",
+            wanted.thread,
+            names(lacking.bounding)
+        );
         restoring.degraded.push(line);
     }
     let changes = change::changes(&has, wanted);
@@ -50,7 +54,9 @@ fn set(restoring: &mut Restoring<'_>, wanted: &ThreadCredentials) -> Result<()> 
     }
     let mut batch = Batch::new();
     changes.iter().for_each(|change| change.add(&mut batch));
-    restoring.run(wanted.thread, &batch).map_err(|error| explain(error, &has, wanted, &changes).about(subject.clone()))?;
+    restoring
+        .run(wanted.thread, &batch)
+        .map_err(|error| explain(error, &has, wanted, &changes).about(subject.clone()))?;
     verify(restoring, wanted, lacking).map_err(|error| error.about(subject))
 }
 
@@ -178,7 +184,10 @@ mod tests {
 
     #[test]
     fn capabilities_are_named() {
-        assert_eq!(names(1 << 24 | 1 << 40 | 1 << 50), "CAP_SYS_RESOURCE, CAP_CHECKPOINT_RESTORE, capability 50");
+        assert_eq!(
+            names(1 << 24 | 1 << 40 | 1 << 50),
+            "CAP_SYS_RESOURCE, CAP_CHECKPOINT_RESTORE, capability 50"
+        );
     }
 
     #[test]

@@ -37,7 +37,13 @@ impl SetLimits {
         (batch, calls)
     }
 
-    fn refused(&self, restoring: &mut Restoring<'_>, number: usize, wanted: Limit, errno: Errno) -> Box<Error> {
+    fn refused(
+        &self,
+        restoring: &mut Restoring<'_>,
+        number: usize,
+        wanted: Limit,
+        errno: Errno,
+    ) -> Box<Error> {
         let subject = Subject { task: Some(self.0.process.0), ..Subject::default() };
         let name = NAMES.get(number).copied().unwrap_or("limit");
         let mut batch = Batch::new();
@@ -50,7 +56,8 @@ impl SetLimits {
         };
         let what = format!("setting {name} to {} while only {} is allowed here", Shown(wanted), Shown(has));
         let code = if errno == Errno::EPERM { code::PRIVILEGE } else { code::TASK_RESTORE };
-        let hint = "raise the hard limit of the shell that restores (ulimit -H), or run vckpt with CAP_SYS_RESOURCE";
+        let hint =
+            "raise the hard limit of the shell that restores (ulimit -H), or run vckpt with CAP_SYS_RESOURCE";
         Error::system(code, what, errno).about(subject).hint(hint)
     }
 }

@@ -126,10 +126,10 @@ mod tests {
 
     #[test]
     fn clamps_are_set_only_if_somebody_set_them() {
-        let clamps = |utilisation_minimum, utilisation_maximum| {
-            super::clamps(&Attributes { utilisation_minimum, utilisation_maximum, ..Attributes::default() })
+        let of = |utilisation_minimum, utilisation_maximum| {
+            clamps(&Attributes { utilisation_minimum, utilisation_maximum, ..Attributes::default() })
         };
-        assert_eq!((clamps(0, 0), clamps(0, 1024)), (None, None));
-        assert_eq!(clamps(100, 1024).map(|bytes| bytes[8]), Some(0x78));
+        assert_eq!((of(0, 0), of(0, 1024)), (None, None));
+        assert_eq!(of(100, 1024).map(|bytes| bytes[8]), Some(0x78));
     }
 }

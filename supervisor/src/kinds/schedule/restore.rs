@@ -64,24 +64,33 @@ impl Steps {
             batch.must("setting the timer slack", libc::SYS_prctl, arguments);
         }
         let attributes = batch.data(&attributes::policy(&thread.attributes));
-        let policy = add(&mut batch, "setting the policy", libc::SYS_sched_setattr, [zero, attributes.into(), zero]);
+        let policy =
+            add(&mut batch, "setting the policy", libc::SYS_sched_setattr, [zero, attributes.into(), zero]);
         let clamps = attributes::clamps(&thread.attributes).map(|clamps| {
             let clamps = batch.data(&clamps);
-            batch.call("setting the clamps of utilisation", libc::SYS_sched_setattr, [zero, clamps.into(), zero])
+            batch.call(
+                "setting the clamps of utilisation",
+                libc::SYS_sched_setattr,
+                [zero, clamps.into(), zero],
+            )
         });
         let everywhere = [u64::MAX; MAXIMUM_MASK_WORDS];
         let mask = batch.words(thread.affinity.as_deref().unwrap_or(&everywhere));
         let length = |mask: Data| Argument::from(mask.length);
         let arguments = [zero, length(mask), mask.into()];
-        let affinity =  add(&mut batch, "setting the processors", libc::SYS_sched_setaffinity, arguments);
+        let affinity = add(&mut batch, "setting the processors", libc::SYS_sched_setaffinity, arguments);
         let processors = thread.affinity.as_ref().map(|_| {
             let mask = batch.room(MAXIMUM_MASK_WORDS * 8);
-            batch.must("reading the processors", libc::SYS_sched_getaffinity, [zero, length(mask), mask.into()]);
+            batch.must(
+                "reading the processors",
+                libc::SYS_sched_getaffinity,
+                [zero, length(mask), mask.into()],
+            );
             mask
         });
         let who = Argument::from(IOPRIO_WHO_PROCESS);
         let arguments = [who, zero, thread.io_priority.into()];
-        let io_priority =  add(&mut batch, "setting the priority for disks", libc::SYS_ioprio_set, arguments);
+        let io_priority = add(&mut batch, "setting the priority for disks", libc::SYS_ioprio_set, arguments);
         let arguments = match &thread.memory_policy {
             None => [zero, zero, zero],
             Some(policy) => {
@@ -112,7 +121,10 @@ impl Action for SetSchedule {
             }
         };
         let described = describe(&self.0.attributes);
-        outcome.get(steps.policy).map_err(refused(described)).map_err(|error| error.about(subject.clone()))?;
+        outcome
+            .get(steps.policy)
+            .map_err(refused(described))
+            .map_err(|error| error.about(subject.clone()))?;
         let what = format!("setting the priority for disks to {:#x}", self.0.io_priority);
         outcome.get(steps.io_priority).map_err(refused(what)).map_err(|error| error.about(subject))?;
         let mut degrade = |what: String| restoring.degraded.push(format!("thread {thread}: {what}"));
@@ -213,6 +225,9 @@ mod tests {
         assert!(same(&[5], &[5, 0, 0]));
         assert!(!same(&[5], &[5, 1]));
         assert_eq!(list(&[0b1101, 1]), "0,2-3,64");
-        assert_eq!(describe(&Attributes { policy: 2, priority: 9, ..Attributes::default() }), "setting SCHED_RR with priority 9");
+        assert_eq!(
+            describe(&Attributes { policy: 2, priority: 9, ..Attributes::default() }),
+            "setting SCHED_RR with priority 9"
+        );
     }
 }

@@ -115,7 +115,11 @@ impl ThreadQuestions {
 
     fn stack(&self, outcome: &Outcome) -> Option<AlternateStack> {
         let (address, size) = (outcome.word(self.stack, 0), outcome.word(self.stack, 2));
-        (size != 0).then_some(AlternateStack { address, size, flags: outcome.half_word(self.stack, 2) & AUTODISARM })
+        (size != 0).then_some(AlternateStack {
+            address,
+            size,
+            flags: outcome.half_word(self.stack, 2) & AUTODISARM,
+        })
     }
 }
 
@@ -166,7 +170,8 @@ fn ask_threads(process: &mut FrozenProcess, batch: &Batch) -> Result<Vec<Outcome
         thread.agent.send(batch)?;
     }
     // All answers are taken, also behind a bad one.
-    let outcomes: Vec<Result<Outcome>> = others.iter_mut().map(|thread| thread.agent.receive(batch)).collect();
+    let outcomes: Vec<Result<Outcome>> =
+        others.iter_mut().map(|thread| thread.agent.receive(batch)).collect();
     outcomes.into_iter().collect()
 }
 
@@ -187,5 +192,7 @@ fn read_actions(questions: Vec<(u32, CallIndex, Data)>, outcome: &Outcome) -> Ve
         restorer: outcome.word(data, 2),
         mask: outcome.word(data, 3),
     });
-    actions.filter(|action| (action.handler, action.flags, action.restorer, action.mask) != (0, 0, 0, 0)).collect()
+    actions
+        .filter(|action| (action.handler, action.flags, action.restorer, action.mask) != (0, 0, 0, 0))
+        .collect()
 }

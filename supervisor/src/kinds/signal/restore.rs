@@ -26,7 +26,12 @@ const CHUNK: usize = 200;
 pub fn plan(image: &Image, plan: &mut Plan) -> Result<()> {
     let signals: Vec<Signal> = crate::kinds::all(image)?;
     for signal in &signals {
-        plan.batch(Stage::TaskState, signal.process, "actions of signals", actions(&signal.actions, 1..=SIGNAL_COUNT));
+        plan.batch(
+            Stage::TaskState,
+            signal.process,
+            "actions of signals",
+            actions(&signal.actions, 1..=SIGNAL_COUNT),
+        );
         for thread in &signal.threads {
             if let Some(stack) = thread.alternate_stack {
                 plan.batch(Stage::TaskState, thread.thread, "alternate stack", set_stack(stack));
@@ -35,7 +40,12 @@ pub fn plan(image: &Image, plan: &mut Plan) -> Result<()> {
     }
     let child = libc::SIGCHLD.cast_unsigned();
     for signal in &signals {
-        plan.batch(Stage::Timers, signal.process, "ends of children", actions(&signal.actions, child..=child));
+        plan.batch(
+            Stage::Timers,
+            signal.process,
+            "ends of children",
+            actions(&signal.actions, child..=child),
+        );
     }
     plan.action(Stage::Timers, Barrier);
     let alarms: Vec<Alarm> = crate::kinds::all(image)?;
@@ -118,7 +128,11 @@ impl plan::Action for Barrier {
 fn set_stack(stack: AlternateStack) -> Batch {
     let mut batch = Batch::new();
     let stack = batch.words(&[stack.address, u64::from(stack.flags), stack.size]);
-    batch.must("setting the alternate signal stack", libc::SYS_sigaltstack, [stack.into(), Argument::value(0)]);
+    batch.must(
+        "setting the alternate signal stack",
+        libc::SYS_sigaltstack,
+        [stack.into(), Argument::value(0)],
+    );
     batch
 }
 
@@ -137,7 +151,8 @@ mod tests {
     }
 
     fn process(pending: Vec<Pending>, private: Vec<Pending>) -> Signal {
-        let thread = |id, pending| ThreadSignals { thread: TaskId(id), mask: 0, alternate_stack: None, pending };
+        let thread =
+            |id, pending| ThreadSignals { thread: TaskId(id), mask: 0, alternate_stack: None, pending };
         let threads = vec![thread(5, Vec::new()), thread(6, private)];
         Signal { process: TaskId(5), actions: Vec::new(), pending, threads }
     }
@@ -158,7 +173,11 @@ mod tests {
     #[test]
     fn signals_are_queued_by_whom_they_wait_for() {
         let mut plan = Plan::default();
-        queue_signals(&process(vec![waiting(34, -1, 1)], vec![waiting(12, -6, 0)]), &BTreeSet::new(), &mut plan);
+        queue_signals(
+            &process(vec![waiting(34, -1, 1)], vec![waiting(12, -6, 0)]),
+            &BTreeSet::new(),
+            &mut plan,
+        );
         let steps: Vec<(u32, usize)> = plan
             .steps(Stage::Timers)
             .map(|step| match step {

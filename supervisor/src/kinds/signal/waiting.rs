@@ -55,8 +55,10 @@ impl Queues {
         let mut shared = keep(&self.shared, anywhere);
         let queued: Vec<Vec<Pending>> =
             self.threads.iter().map(|thread| keep(&thread.entries, thread.waiting)).collect();
-        let new = |thread: &ThreadQueue, queue: &[Pending]| thread.waiting & !set_of(&shared) & !set_of(queue);
-        let new: Vec<u64> = self.threads.iter().zip(&queued).map(|(thread, queue)| new(thread, queue)).collect();
+        let new =
+            |thread: &ThreadQueue, queue: &[Pending]| thread.waiting & !set_of(&shared) & !set_of(queue);
+        let new: Vec<u64> =
+            self.threads.iter().zip(&queued).map(|(thread, queue)| new(thread, queue)).collect();
         let mut new_shared = new.iter().fold(u64::MAX, |set, new| set & new) & anywhere;
         if let [thread] = self.threads.as_slice() {
             new_shared &= !directed(alarm, thread.id);
@@ -173,7 +175,8 @@ mod tests {
     fn entries_keep_their_order_and_those_that_were_taken_are_left_out() {
         let shared = vec![information(34, -1, 1), information(10, 0, 2), information(34, -1, 3)];
         let private = vec![information(12, -6, 4)];
-        let queues = Queues { shared, threads: vec![thread(5, private, &[34, 12]), thread(6, Vec::new(), &[34])] };
+        let queues =
+            Queues { shared, threads: vec![thread(5, private, &[34, 12]), thread(6, Vec::new(), &[34])] };
         let settled = queues.settle(&alarm(Vec::new()));
         assert_eq!(signals(&settled.shared), [(34, -1, 1), (34, -1, 3)]);
         assert_eq!(signals(&settled.threads[0]), [(12, -6, 4)]);
@@ -203,8 +206,8 @@ mod tests {
     fn the_private_number_of_a_timer_signal_is_left_out() {
         let mut entry = information(34, SI_TIMER, 1);
         entry[SYS_PRIVATE].fill(7);
-        let settled =
-            Queues { shared: vec![entry], threads: vec![thread(5, Vec::new(), &[34])] }.settle(&alarm(Vec::new()));
+        let settled = Queues { shared: vec![entry], threads: vec![thread(5, Vec::new(), &[34])] }
+            .settle(&alarm(Vec::new()));
         assert_eq!(settled.shared, [Pending::new(&information(34, SI_TIMER, 1))]);
     }
 

@@ -9,7 +9,8 @@ const fn ids(id: u32) -> Ids {
 }
 
 fn root() -> ThreadCredentials {
-    let capabilities = CapabilitySets { inheritable: 0, permitted: ALL, effective: ALL, bounding: ALL, ambient: 0 };
+    let capabilities =
+        CapabilitySets { inheritable: 0, permitted: ALL, effective: ALL, bounding: ALL, ambient: 0 };
     ThreadCredentials {
         thread: TaskId(5),
         user: ROOT,
@@ -101,7 +102,8 @@ fn keeping_capabilities_needs_no_privilege() {
 fn what_is_lacking_is_told() {
     let without = |bit: u64| {
         let sets = root().capabilities;
-        let capabilities = CapabilitySets { permitted: ALL & !bit, effective: ALL & !bit, bounding: ALL & !bit, ..sets };
+        let capabilities =
+            CapabilitySets { permitted: ALL & !bit, effective: ALL & !bit, bounding: ALL & !bit, ..sets };
         ThreadCredentials { capabilities, ..root() }
     };
     let resource = 1 << 24;
@@ -114,7 +116,12 @@ fn what_is_lacking_is_told() {
 
 #[test]
 fn capabilities_are_laid_out_in_halves() {
-    let sets = CapabilitySets { effective: 1 << 32, permitted: 2, inheritable: 3 << 32, ..CapabilitySets::default() };
+    let sets = CapabilitySets {
+        effective: 1 << 32,
+        permitted: 2,
+        inheritable: 3 << 32,
+        ..CapabilitySets::default()
+    };
     let words: Vec<u32> =
         capability_data(sets).chunks(4).map(|word| u32::from_le_bytes(word.try_into().unwrap())).collect();
     assert_eq!(words, [0, 2, 0, 1, 0, 3]);
