@@ -41,7 +41,7 @@ pub struct Attributes {
     pub nice: i32,
     /// Static priority, for `SCHED_FIFO` and `SCHED_RR`.
     pub priority: u32,
-    /// For `SCHED_DEADLINE`, in nanoseconds; else the slice of the scheduler, which is not restored.
+    /// For `SCHED_DEADLINE`, in nanoseconds; else the slice of the scheduler, 0 for the default.
     pub runtime: u64,
     /// For `SCHED_DEADLINE`, in nanoseconds.
     pub deadline: u64,

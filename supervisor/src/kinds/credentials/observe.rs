@@ -2,7 +2,7 @@
 
 use super::credentials;
 use crate::error::{Problems, Result};
-use crate::frozen::{Frozen, FrozenProcess};
+use crate::frozen::{Frozen, FrozenProcess, run_in_all};
 use crate::proc::{read, status};
 use crate::records::Records;
 use crate::stub::batch::{Argument, Batch};
@@ -29,8 +29,9 @@ fn observe_process(process: &mut FrozenProcess) -> Result<Credentials> {
     let option = Argument::from(libc::PR_GET_SECUREBITS);
     let secure_bits = batch.must("reading the secure bits", libc::SYS_prctl, [option]);
     let mut threads = Vec::new();
-    for thread in &mut process.threads {
-        let bits = thread.run(&batch)?.get(secure_bits).unwrap_or(0);
+    let outcomes = run_in_all(&mut process.threads, &batch)?;
+    for (thread, outcome) in process.threads.iter().zip(outcomes) {
+        let bits = outcome.get(secure_bits).unwrap_or(0);
         let status = status::parse(&read::file(process.pid, &format!("task/{}/status", thread.tid))?)?;
         threads.push(credentials(thread.id, status, u32::try_from(bits).unwrap_or(0)));
     }

@@ -38,7 +38,6 @@ pub(super) fn policy(attributes: &Attributes) -> [u8; LENGTH] {
     let time = |time| if deadline { time } else { 0 };
     write(&Attributes {
         flags: attributes.flags & !(KEEP_ALL | CLAMPS),
-        runtime: time(attributes.runtime),
         deadline: time(attributes.deadline),
         period: time(attributes.period),
         utilisation_minimum: 0,
@@ -118,10 +117,10 @@ mod tests {
     }
 
     #[test]
-    fn only_deadlines_have_times() {
-        let of = |policy: u32| super::policy(&Attributes { policy, ..ATTRIBUTES })[24..48].to_vec();
-        assert_eq!(of(0), [0; 24]);
-        assert_eq!(of(DEADLINE)[..8], 5_u64.to_le_bytes());
+    fn only_deadlines_have_deadlines() {
+        let of = |kind: u32| policy(&Attributes { policy: kind, ..ATTRIBUTES })[24..48].to_vec();
+        assert_eq!(of(0), [5, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(of(DEADLINE)[8..16], 6_u64.to_le_bytes());
     }
 
     #[test]

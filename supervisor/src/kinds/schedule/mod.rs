@@ -14,8 +14,8 @@
 //!
 //! # What is not
 //!
-//! The default timer slack that `PR_SET_TIMERSLACK` goes back to, core scheduling cookies and autogroups can't be read.
-//! The slice of a thread that is not real-time is not restored.
+//! The default timer slack that `PR_SET_TIMERSLACK` goes back to, core scheduling cookies and autogroups can't be read. A
+//! slice that is that of this program is taken for the default one.
 //!
 //! # What it needs
 //!

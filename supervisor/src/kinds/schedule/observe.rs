@@ -2,9 +2,10 @@
 
 use super::{IOPRIO_WHO_PROCESS, attributes};
 use crate::error::{Problems, Result};
-use crate::frozen::{Frozen, FrozenThread};
+use crate::frozen::{Frozen, run_in_all};
 use crate::records::Records;
 use crate::stub::batch::{Argument, Batch, CallIndex, Data, Outcome};
+use crate::sys::schedule;
 use vckpt_image_format::TaskId;
 use vckpt_image_format::record::schedule_control::{
     MAXIMUM_MASK_WORDS, MemoryPolicy, ScheduleControl, ThreadSchedule,
@@ -20,30 +21,19 @@ const DEFAULT_POLICY: u32 = 0;
 /// # Errors
 /// Whatever the stub says.
 pub fn observe(frozen: &mut Frozen, records: &mut Records) -> Result<()> {
-    let online = online();
+    let host = Host { online: online(), slice: schedule::own_slice() };
     let (batch, questions) = Questions::ask();
     let mut problems = Problems::new();
     for process in frozen.living() {
         let (id, subject) = (process.id, process.subject());
-        let answers = ask_all(&mut process.threads, &batch).map_err(|error| error.about(subject));
+        let answers = run_in_all(&mut process.threads, &batch).map_err(|error| error.about(subject));
         if let Some(answers) = problems.take(answers) {
             let answers = process.threads.iter().zip(&answers);
-            let threads = answers.map(|(thread, outcome)| questions.answer(thread.id, outcome, &online));
+            let threads = answers.map(|(thread, outcome)| questions.answer(thread.id, outcome, &host));
             records.push(ScheduleControl { process: id, threads: threads.collect() });
         }
     }
     problems.finish()
-}
-
-/// Asks all threads at the same time.
-fn ask_all(threads: &mut [FrozenThread], batch: &Batch) -> Result<Vec<Outcome>> {
-    for thread in threads.iter_mut() {
-        thread.agent.send(batch)?;
-    }
-    // All answers are taken, also behind a bad one.
-    let outcomes: Vec<Result<Outcome>> =
-        threads.iter_mut().map(|thread| thread.agent.receive(batch)).collect();
-    outcomes.into_iter().collect()
 }
 
 /// The processors that are online, as a mask. Empty if that can't be read: then no mask has all of them.
@@ -64,6 +54,14 @@ fn mask_of_list(text: &str) -> Vec<u64> {
         }
     }
     mask
+}
+
+/// What is ordinary on this host.
+struct Host {
+    /// The processors that are online.
+    online: Vec<u64>,
+    /// The slice of a thread that nobody gave another one.
+    slice: u64,
 }
 
 struct Questions {
@@ -98,7 +96,7 @@ impl Questions {
         (batch, Self { attributes, affinity, io_priority, timer_slack, memory_policy })
     }
 
-    fn answer(&self, thread: TaskId, outcome: &Outcome, online: &[u64]) -> ThreadSchedule {
+    fn answer(&self, thread: TaskId, outcome: &Outcome, host: &Host) -> ThreadSchedule {
         let (call, processors) = self.affinity;
         let length = outcome.get(call).ok().and_then(|length| usize::try_from(length).ok()).unwrap_or(0);
         let affinity = trimmed(outcome, processors, length / 8);
@@ -107,10 +105,14 @@ impl Questions {
         let mode = outcome.half_word(mode, 0);
         let memory_policy = (outcome.get(call).is_ok() && mode != DEFAULT_POLICY)
             .then(|| MemoryPolicy { mode, nodes: trimmed(outcome, nodes, MAXIMUM_MASK_WORDS) });
+        let mut attributes = attributes::read(outcome, self.attributes);
+        if attributes.runtime == host.slice && !attributes::is_real_time(&attributes) {
+            attributes.runtime = 0;
+        }
         ThreadSchedule {
             thread,
-            attributes: attributes::read(outcome, self.attributes),
-            affinity: (affinity != online).then_some(affinity),
+            attributes,
+            affinity: (affinity != host.online).then_some(affinity),
             io_priority: u32::try_from(number(self.io_priority)).unwrap_or(0),
             timer_slack: number(self.timer_slack),
             memory_policy,

@@ -6,7 +6,7 @@
 
 use super::waiting::{Queues, ThreadQueue};
 use crate::error::{Problems, Result};
-use crate::frozen::{Frozen, FrozenProcess};
+use crate::frozen::{Frozen, FrozenProcess, run_in_all};
 use crate::kinds::alarm;
 use crate::records::Records;
 use crate::stub::batch::{Argument, Batch, CallIndex, Data, Outcome};
@@ -163,16 +163,9 @@ fn look(process: &mut FrozenProcess, timers: &[alarm::observe::Listed]) -> Resul
     Ok(Looked { actions: read_actions(actions, &outcome), stacks, waiting, alarm, settled })
 }
 
-/// Asks all threads but the leader at the same time.
+/// Asks all threads but the leader.
 fn ask_threads(process: &mut FrozenProcess, batch: &Batch) -> Result<Vec<Outcome>> {
-    let others = process.threads.get_mut(1..).unwrap_or_default();
-    for thread in others.iter_mut() {
-        thread.agent.send(batch)?;
-    }
-    // All answers are taken, also behind a bad one.
-    let outcomes: Vec<Result<Outcome>> =
-        others.iter_mut().map(|thread| thread.agent.receive(batch)).collect();
-    outcomes.into_iter().collect()
+    run_in_all(process.threads.get_mut(1..).unwrap_or_default(), batch)
 }
 
 fn ask_actions(batch: &mut Batch) -> Vec<(u32, CallIndex, Data)> {
