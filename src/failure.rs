@@ -54,8 +54,7 @@ impl Failure {
         match self {
             Self::Other(error) if is_broken_pipe(error) => ExitCode::SUCCESS,
             Self::Other(error) if output.json => {
-                let problem =
-                    Problem { message: format!("{error:#}"), ..Problem::new(code::INTERNAL) };
+                let problem = Problem { message: format!("{error:#}"), ..Problem::new(code::INTERNAL) };
                 report_json(output, vec![problem], None)
             }
             Self::Other(error) => {
@@ -67,8 +66,8 @@ impl Failure {
                 report_json(output, problems, guarantee.as_deref())
             }
             Self::Library { error, guarantee } => {
-                for line in lines(all(error)) {
-                    output.warn(format!("vckpt: {line}"));
+                for line in lines("vckpt: ", all(error)) {
+                    output.warn(line);
                 }
                 if let Some(sentence) = guarantee {
                     output.warn(format!("vckpt: {sentence}"));
@@ -98,7 +97,11 @@ pub(crate) fn image(path: impl std::fmt::Display, error: &FormatError) -> Failur
         FormatError::NewerFormat { .. } => (code::IMAGE_NEWER, "the image can't be used"),
         _ => (code::IMAGE_BAD, "the image can't be used"),
     };
-    Error::new(code, what).about(Subject::path(path)).because(error).into()
+    let problem = Error::new(code, what).about(Subject::path(path)).because(error);
+    match error {
+        FormatError::NotAnImage => problem.hint("give a file that vckpt dump has written").into(),
+        _ => problem.into(),
+    }
 }
 
 /// A command line that can't be understood, or help that was asked for.
@@ -110,11 +113,11 @@ pub(crate) fn usage(error: &clap::Error) -> ExitCode {
 }
 
 /// The lines for these problems: each with what to do, unless the next one has the same advice.
-pub(crate) fn lines<'a>(problems: impl Iterator<Item = &'a Error>) -> Vec<String> {
+pub(crate) fn lines<'a>(program: &str, problems: impl Iterator<Item = &'a Error>) -> Vec<String> {
     let mut lines = Vec::new();
     let mut problems = problems.peekable();
     while let Some(error) = problems.next() {
-        lines.push(format!("error[{}]: {error}", error.code.name));
+        lines.push(format!("{program}error[{}]: {error}", error.code.name));
         if problems.peek().is_none_or(|next| hint(next) != hint(error)) {
             lines.push(format!("hint: {}", hint(error)));
         }
@@ -204,14 +207,16 @@ mod tests {
         let mut error = Error::new(code::DESCRIPTOR_KIND, "an io_uring can't be kept")
             .about(Subject::task(7, "node").descriptor(3));
         error.others.push(*Error::new(code::DESCRIPTOR_KIND, "a perf event can't be kept"));
-        error.others.push(*Error::new(code::MAPPING, "memory of a device").because("unknown").hint("do this"));
+        error
+            .others
+            .push(*Error::new(code::MAPPING, "memory of a device").because("unknown").hint("do this"));
         let expected = [
-            "error[VC-FD-001]: node(7) fd 3: an io_uring can't be kept",
-            "error[VC-FD-001]: a perf event can't be kept",
+            "vckpt: error[VC-FD-001]: node(7) fd 3: an io_uring can't be kept",
+            "vckpt: error[VC-FD-001]: a perf event can't be kept",
             "hint: this kind of descriptor is not supported yet: close it before the dump",
-            "error[VC-MEM-001]: memory of a device: unknown",
+            "vckpt: error[VC-MEM-001]: memory of a device: unknown",
             "hint: do this",
         ];
-        assert_eq!(lines(all(&error)), expected);
+        assert_eq!(lines("vckpt: ", all(&error)), expected);
     }
 }

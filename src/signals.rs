@@ -49,7 +49,8 @@ impl Signals {
 
     /// From now on signals go to this process.
     pub(crate) fn hand_on(&self, pid: i32) -> Result<()> {
-        let to = Pid::from_raw(pid).ok_or_else(|| Failure::message("the restored process has no process ID"))?;
+        let to =
+            Pid::from_raw(pid).ok_or_else(|| Failure::message("the restored process has no process ID"))?;
         let descriptor = pidfd_open(to, PidfdFlags::empty()).map_err(std::io::Error::from)?;
         *lock(&self.0) = Mode::HandOn(descriptor);
         Ok(())
@@ -99,7 +100,10 @@ fn answer(signal: Signal, mode: &mut Mode) {
     }
 }
 
-#[expect(clippy::exit, reason = "the main thread is within the library, and a library call can't be cut short")]
+#[expect(
+    clippy::exit,
+    reason = "the main thread is within the library, and a library call can't be cut short"
+)]
 fn end(signal: Signal) -> ! {
     std::process::exit(128 + signal as i32)
 }

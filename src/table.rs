@@ -42,7 +42,9 @@ impl Table {
 
     fn line(&self, row: &[String], widths: &[usize]) -> String {
         let mut line = String::new();
-        for (number, ((cell, &width_of_column), (_, align))) in row.iter().zip(widths).zip(&self.columns).enumerate() {
+        for (number, ((cell, &width_of_column), (_, align))) in
+            row.iter().zip(widths).zip(&self.columns).enumerate()
+        {
             if number > 0 {
                 line.push_str("  ");
             }

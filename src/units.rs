@@ -63,7 +63,8 @@ mod tests {
 
     #[test]
     fn bytes_have_units() {
-        let cases = [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (10 * 1024, "10 KiB"), (412 << 20, "412 MiB")];
+        let cases =
+            [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (10 * 1024, "10 KiB"), (412 << 20, "412 MiB")];
         for (count, expected) in cases {
             assert_eq!(bytes(count), expected);
         }

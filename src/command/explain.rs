@@ -31,7 +31,9 @@ pub(super) fn run(arguments: &Explain, output: &Output) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     };
     let code = ALL.iter().find(|code| code.name.eq_ignore_ascii_case(wanted)).ok_or_else(|| {
-        Failure::message(format!("{wanted} is no error code of vckpt; vckpt explain lists all that there are"))
+        Failure::message(format!(
+            "{wanted} is no error code of vckpt; vckpt explain lists all that there are"
+        ))
     })?;
     if output.json {
         output.object(&Json::from(code))?;
@@ -48,8 +50,7 @@ fn list(output: &Output) -> Result<()> {
         let codes: Vec<Json> = ALL.iter().map(Json::from).collect();
         return Ok(output.object(&codes)?);
     }
-    let mut table =
-        Table::new(&[("CODE", Align::Left), ("EXIT", Align::Right), ("WHAT TO DO", Align::Left)]);
+    let mut table = Table::new(&[("CODE", Align::Left), ("EXIT", Align::Right), ("WHAT TO DO", Align::Left)]);
     for code in ALL {
         table.row([code.name.to_owned(), (code.class as u8).to_string(), code.hint.to_owned()]);
     }

@@ -126,7 +126,11 @@ fn print(report: &Report, detach: bool, output: &Output) -> Result<()> {
         }
         return Ok(());
     }
-    let place = if report.namespace { format!(", {} in a PID namespace of its own", report.root) } else { String::new() };
+    let place = if report.namespace {
+        format!(", {} in a PID namespace of its own", report.root)
+    } else {
+        String::new()
+    };
     output.say(format!(
         "restored {} ({}, {}{place}) in {}",
         report.pid,

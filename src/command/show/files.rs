@@ -79,7 +79,12 @@ fn of_process(
                 let mode = mode(what.flags);
                 row(&format!("{number}{mode}"), what.kind, what.size_or_offset.clone(), what.name.clone())
             }
-            None => row(&number.to_string(), "unknown", String::new(), format!("description {}", descriptor.description)),
+            None => row(
+                &number.to_string(),
+                "unknown",
+                String::new(),
+                format!("description {}", descriptor.description),
+            ),
         });
     }
     rows
@@ -135,7 +140,12 @@ fn opened(image: &Image) -> Result<HashMap<DescriptionId, Opened>, FormatError> 
         add(&record.description, "a_inode", "0".to_owned(), format!("[{}]", record.name()));
     }
     for socket in image.all::<UnixSocket>()? {
-        add(&socket.description, "unix", "0t0".to_owned(), format!("{} type={:?}", socket.name(), socket.socket_type));
+        add(
+            &socket.description,
+            "unix",
+            "0t0".to_owned(),
+            format!("{} type={:?}", socket.name(), socket.socket_type),
+        );
     }
     for socket in image.all::<Connection>()? {
         let kind = match socket.local {

@@ -45,9 +45,13 @@ pub(crate) fn spaces(view: &View) -> Vec<Space> {
             continue;
         }
         let mappings = view.spaces.get(&living.memory).map_or(&[][..], |space| &space.mappings);
-        let heap = view.spaces.get(&living.memory).and_then(|space| space.layout.as_ref()).map(|layout| layout.heap);
-        let stack =
-            view.spaces.get(&living.memory).and_then(|space| space.layout.as_ref()).map(|layout| layout.stack);
+        let heap =
+            view.spaces.get(&living.memory).and_then(|space| space.layout.as_ref()).map(|layout| layout.heap);
+        let stack = view
+            .spaces
+            .get(&living.memory)
+            .and_then(|space| space.layout.as_ref())
+            .map(|layout| layout.stack);
         let rows: Vec<Row> =
             mappings.iter().map(|mapping| row(view, living.memory, mapping, heap, stack)).collect();
         let space = Space {

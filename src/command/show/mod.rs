@@ -3,11 +3,11 @@
 //! Loading is in `view`; each table has a file of its own that turns the view into rows, which are printed as text or
 //! as JSON.
 
-mod files;
+pub(super) mod files;
 mod header;
-mod memory;
-mod processes;
-mod records;
+pub(super) mod memory;
+pub(super) mod processes;
+pub(super) mod records;
 pub(super) mod view;
 
 use crate::cli::Show;

@@ -103,8 +103,10 @@ impl View {
         let (start, end) = self.spaces.get(&living.memory)?.layout.as_ref()?.arguments;
         let length = end.checked_sub(start)?.min(COMMAND_LINE);
         let bytes = self.memory(process, start, length)?;
-        let words: Vec<String> =
-            bytes.split(|&byte| byte == 0).map(|word| vckpt_image_format::Text::from(word).to_string()).collect();
+        let words: Vec<String> = bytes
+            .split(|&byte| byte == 0)
+            .map(|word| vckpt_image_format::Text::from(word).to_string())
+            .collect();
         let line = words.join(" ");
         Some(line.trim_end().to_owned()).filter(|line| !line.is_empty())
     }
