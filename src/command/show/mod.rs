@@ -8,6 +8,8 @@ mod header;
 pub(super) mod memory;
 pub(super) mod processes;
 pub(super) mod records;
+#[cfg(test)]
+mod tests;
 pub(super) mod view;
 
 use crate::cli::Show;
