@@ -92,16 +92,27 @@ impl From<io::Error> for Failure {
 
 /// A problem with an image at this path, as the library would say it.
 pub(crate) fn image(path: impl std::fmt::Display, error: &FormatError) -> Failure {
-    let (code, what) = match error {
-        FormatError::Io(_) => (code::IMAGE_OPEN, "the image can't be read"),
-        FormatError::NewerFormat { .. } => (code::IMAGE_NEWER, "the image can't be used"),
-        _ => (code::IMAGE_BAD, "the image can't be used"),
+    use FormatError as Refused;
+    let (code, hint) = match error {
+        Refused::Io(_) => (code::IMAGE_OPEN, None),
+        Refused::NotAnImage => (code::IMAGE_BAD, Some("give a file that vckpt dump has written")),
+        Refused::NotRegular => (code::IMAGE_BAD, Some("store the stream in a file first")),
+        Refused::NewerFormat { .. } | Refused::UnknownKind { .. } | Refused::NewerRecord { .. } => {
+            (code::IMAGE_NEWER, None)
+        }
+        Refused::OtherArchitecture { .. } | Refused::OtherPageSize { .. } => {
+            (code::IMAGE_BAD, Some("use the image on a machine like the one where it was made"))
+        }
+        Refused::Truncated { .. }
+        | Refused::Damaged { .. }
+        | Refused::Unsupported { .. }
+        | Refused::OlderRecord { .. }
+        | Refused::Inconsistent { .. }
+        | Refused::TooLarge { .. } => (code::IMAGE_BAD, None),
     };
-    let problem = Error::new(code, what).about(Subject::path(path)).because(error);
-    match error {
-        FormatError::NotAnImage => problem.hint("give a file that vckpt dump has written").into(),
-        _ => problem.into(),
-    }
+    let mut problem = Error::new(code, "the image can't be used").about(Subject::path(path)).because(error);
+    problem.hint = hint.map(str::to_owned);
+    problem.into()
 }
 
 /// A command line that can't be understood, or help that was asked for.

@@ -67,11 +67,8 @@ fn master() -> Result<()> {
     let mut oven = File::create(OVEN_FILE)?;
     let timer = timer(Expiration::OneShot(TimeSpec::from_duration(OVEN)))?;
     writeln!(oven, "in {}", super::stage::now().as_nanos())?;
-    loop {
-        match signals.wait().map_err(io::Error::from)? {
-            Signal::SIGALRM => writeln!(oven, "ready {}", super::stage::now().as_nanos())?,
-            _ => break,
-        }
+    while signals.wait().map_err(io::Error::from)? == Signal::SIGALRM {
+        writeln!(oven, "ready {}", super::stage::now().as_nanos())?;
     }
     drop(timer);
     baker.kill()?;
