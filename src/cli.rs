@@ -33,22 +33,15 @@ pub(crate) struct Arguments {
     pub(crate) command: Command,
 }
 
-/// The commands.
+/// The commands; their help is at their arguments.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Write a running process and all its descendants into an image
     Dump(Dump),
-    /// Bring back the processes of an image
     Restore(Restore),
-    /// Tell everything that stands in the way of a dump or restore, at once
     Check(Check),
-    /// Show what is in an image: processes, descriptors, memory, records
     Show(Show),
-    /// Explain an error code such as VC-FD-001
     Explain(Explain),
-    /// Freeze a small bakery, bring it back, and prove that nothing was lost
     Demo(Demo),
-    /// Print completions for a shell
     Completion(Completion),
     /// Print the manual page
     #[command(hide = true)]

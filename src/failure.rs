@@ -23,7 +23,14 @@ pub(crate) enum Failure {
         /// What became of the target, in a sentence.
         guarantee: Option<String>,
     },
-    /// Something of the program's own.
+    /// Something that has no code: the class alone gives the exit code.
+    Plain {
+        /// The class.
+        class: Class,
+        /// What, on what, and why.
+        message: String,
+    },
+    /// A fault of this program, or of its output.
     Other(anyhow::Error),
 }
 
@@ -32,8 +39,13 @@ impl Failure {
     pub(crate) fn with_guarantee(self, word: Option<String>) -> Self {
         match self {
             Self::Library { error, .. } => Self::Library { error, guarantee: word },
-            Self::Other(error) => Self::Other(error),
+            Self::Plain { .. } | Self::Other(_) => self,
         }
+    }
+
+    /// A failure that has no code.
+    pub(crate) fn plain(class: Class, message: impl Into<String>) -> Self {
+        Self::Plain { class, message: message.into() }
     }
 
     /// A failure in words.
@@ -45,7 +57,7 @@ impl Failure {
     pub(crate) fn context(self, what: impl Into<String>) -> Self {
         match self {
             Self::Other(error) => Self::Other(error.context(what.into())),
-            library @ Self::Library { .. } => library,
+            Self::Library { .. } | Self::Plain { .. } => self,
         }
     }
 
@@ -53,6 +65,21 @@ impl Failure {
     pub(crate) fn report(&self, output: &Output) -> ExitCode {
         match self {
             Self::Other(error) if is_broken_pipe(error) => ExitCode::SUCCESS,
+            Self::Plain { class, message } if output.json => {
+                let (message, exit_code) = (message.clone(), *class as u8);
+                let problem = Problem {
+                    code: "",
+                    hint: String::new(),
+                    message,
+                    exit_code,
+                    ..Problem::new(code::INTERNAL)
+                };
+                report_json(output, vec![problem], None)
+            }
+            Self::Plain { class, message } => {
+                output.warn(format!("vckpt: error: {message}"));
+                ExitCode::from(*class as u8)
+            }
             Self::Other(error) if output.json => {
                 let problem = Problem { message: format!("{error:#}"), ..Problem::new(code::INTERNAL) };
                 report_json(output, vec![problem], None)

@@ -12,6 +12,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use vckpt_supervisor::error::Class;
 use vckpt_supervisor::restore::{self, Ending, Pids, Report, Request, Source};
 
 /// Restores; then ends, or stays as the parent.
@@ -74,8 +75,12 @@ struct PidFile {
 
 impl PidFile {
     fn create(path: PathBuf) -> Result<Self> {
-        let file = File::create(&path)
-            .map_err(|error| Failure::from(error).context(format!("{}: can't be written", path.display())))?;
+        let file = File::create(&path).map_err(|error| {
+            Failure::plain(
+                Class::Transfer,
+                format!("{}: the PID file can't be written: {error}", path.display()),
+            )
+        })?;
         Ok(Self { path, file, written: false })
     }
 
