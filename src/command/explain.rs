@@ -31,9 +31,8 @@ pub(super) fn run(arguments: &Explain, output: &Output) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     };
     let code = ALL.iter().find(|code| code.name.eq_ignore_ascii_case(wanted)).ok_or_else(|| {
-        Failure::message(format!(
-            "{wanted} is no error code of vckpt; vckpt explain lists all that there are"
-        ))
+        let message = format!("{wanted} is no error code of vckpt; vckpt explain lists all that there are");
+        Failure::plain(Class::Usage, message)
     })?;
     if output.json {
         output.object(&Json::from(code))?;
