@@ -8,7 +8,9 @@ use crate::progress::Meter;
 use crate::signals::Signals;
 use crate::units;
 use serde::Serialize;
+use std::fs::File;
 use std::io;
+use std::os::fd::AsFd;
 use std::process::ExitCode;
 use vckpt_supervisor::dump::{self, Afterwards, Report, Request};
 
@@ -21,7 +23,7 @@ pub(super) fn run(arguments: Dump, output: &Output) -> Result<ExitCode> {
         Output::new(false, false).warn(format!("vckpt: interrupted{word}"));
     })?;
     let to_stdout = arguments.output.as_deref().is_some_and(|path| path.as_os_str() == "-");
-    let request = request(arguments);
+    let request = request(arguments)?;
     let mut meter = Meter::new(output);
     let result = dump::dump(request, &mut |progress| meter.update(&progress));
     drop(meter);
@@ -30,7 +32,7 @@ pub(super) fn run(arguments: Dump, output: &Output) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn request(arguments: Dump) -> Request {
+fn request(arguments: Dump) -> Result<Request> {
     let afterwards = match (arguments.leave_running, arguments.leave_stopped) {
         (true, _) => Afterwards::LeaveRunning,
         (false, true) => Afterwards::LeaveStopped,
@@ -38,16 +40,22 @@ fn request(arguments: Dump) -> Request {
     };
     let output = match arguments.output {
         None => dump::Output::DefaultName,
-        Some(path) if path.as_os_str() == "-" => dump::Output::Stream(Box::new(io::stdout())),
+        Some(path) if path.as_os_str() == "-" => stream()?,
         Some(path) => dump::Output::File(path),
     };
-    Request {
+    Ok(Request {
         pid: arguments.pid,
         output,
         afterwards,
         freeze_timeout: arguments.freeze_timeout,
         force: arguments.force,
-    }
+    })
+}
+
+/// Standard output, without a buffer that looks for the ends of lines.
+fn stream() -> Result<dump::Output> {
+    let descriptor = io::stdout().as_fd().try_clone_to_owned()?;
+    Ok(dump::Output::Stream(Box::new(File::from(descriptor))))
 }
 
 /// What became of the target: the guarantee that every failure ends with.

@@ -10,6 +10,7 @@ use crate::units;
 use serde::Serialize;
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use vckpt_supervisor::error::Class;
@@ -23,7 +24,7 @@ pub(super) fn run(arguments: Restore, output: &Output) -> Result<ExitCode> {
     let pid_file = arguments.pid_file.clone().map(PidFile::create).transpose()?;
     let detach = arguments.detach;
     let mut meter = Meter::new(output);
-    let restored = restore::restore(request(arguments), &mut |progress| meter.update(&progress))?;
+    let restored = restore::restore(request(arguments)?, &mut |progress| meter.update(&progress))?;
     drop(meter);
     let pid = restored.report.pid;
     if !detach {
@@ -41,9 +42,10 @@ pub(super) fn run(arguments: Restore, output: &Output) -> Result<ExitCode> {
     Ok(exit_code(ending))
 }
 
-fn request(arguments: Restore) -> Request {
+fn request(arguments: Restore) -> Result<Request> {
     let source = if arguments.image.as_os_str() == "-" {
-        Source::Stream(Box::new(io::stdin()))
+        // Without a buffer that reads ahead.
+        Source::Stream(Box::new(File::from(io::stdin().as_fd().try_clone_to_owned()?)))
     } else {
         Source::File(arguments.image)
     };
@@ -52,7 +54,7 @@ fn request(arguments: Restore) -> Request {
         Some(PidChoice::Same) => Pids::Same,
         Some(PidChoice::Namespace) => Pids::Namespace,
     };
-    Request { source, pids, detach: arguments.detach }
+    Ok(Request { source, pids, detach: arguments.detach })
 }
 
 /// The status with which a shell would report such an end.

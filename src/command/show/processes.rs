@@ -19,6 +19,8 @@ pub(crate) struct Row {
     session: u32,
     /// As in the column STAT of ps.
     state: String,
+    /// The effective user of the leader.
+    user: Option<u32>,
     pub(crate) threads: Vec<Thread>,
     pub(crate) command: String,
     /// The whole command line.
@@ -71,11 +73,17 @@ fn row(view: &View, process: &Process, branch: String) -> Row {
         process_group: process.process_group,
         session: process.session,
         state: state(view, process),
+        user: user(view, process),
         threads: threads.map(|id| Thread { tid: id.0, name: name(id) }).collect(),
         command: process.command.to_string(),
         command_line,
         branch,
     }
+}
+
+fn user(view: &View, process: &Process) -> Option<u32> {
+    let credentials = view.credentials.iter().find(|record| record.process == process.id)?;
+    credentials.threads.first().map(|leader| leader.user.effective)
 }
 
 /// The column STAT of ps, as far as an image knows it.
@@ -109,6 +117,7 @@ pub(super) fn lines(rows: &[Row]) -> Vec<String> {
         ("PGID", Right),
         ("SID", Right),
         ("STAT", Left),
+        ("UID", Right),
         ("THREADS", Right),
         ("COMMAND", Left),
     ]);
@@ -119,6 +128,7 @@ pub(super) fn lines(rows: &[Row]) -> Vec<String> {
             row.process_group.to_string(),
             row.session.to_string(),
             row.state.clone(),
+            row.user.map_or_else(|| "-".to_owned(), |user| user.to_string()),
             row.threads.len().to_string(),
             format!("{}{}", row.branch, row.command_line),
         ]);

@@ -4,6 +4,7 @@ use super::view::View;
 use super::{files, header, memory, processes, records};
 use std::fs::File as StdFile;
 use std::path::PathBuf;
+use vckpt_image_format::record::credentials::{CapabilitySets, Credentials, Ids, ThreadCredentials};
 use vckpt_image_format::record::current_directory::CurrentDirectory;
 use vckpt_image_format::record::description::Description;
 use vckpt_image_format::record::descriptor_table::{Descriptor, DescriptorTable};
@@ -51,6 +52,17 @@ fn image() -> View {
     for (id, owner) in [(10, 10), (11, 10), (12, 12)] {
         thread(&mut writer, id, owner);
     }
+    let user = Ids { real: 0, effective: 7, saved: 0, file_system: 7 };
+    let threads = [10, 11].map(|thread| ThreadCredentials {
+        thread: TaskId(thread),
+        user,
+        group: user,
+        groups: Vec::new(),
+        capabilities: CapabilitySets::default(),
+        secure_bits: 0,
+        no_new_privileges: false,
+    });
+    add(&mut writer, &Credentials { process: TaskId(10), threads: threads.into() });
     descriptors(&mut writer);
     let section = writer.begin_page_section().unwrap();
     let mut page = vec![0; 8192];
@@ -159,10 +171,10 @@ fn address_space(writer: &mut Writer, memory: u32) {
 #[test]
 fn processes_are_a_tree() {
     let expected = [
-        "PPID  PID  PGID  SID  STAT  THREADS  COMMAND",
-        "   -   10    10   10  Ssl         2  tool -x y",
-        "  10   12    10   10  T           1   \\_ tool -x y",
-        "  10   13    10   10  Z           0   \\_ [tool] <defunct>",
+        "PPID  PID  PGID  SID  STAT  UID  THREADS  COMMAND",
+        "   -   10    10   10  Ssl     7        2  tool -x y",
+        "  10   12    10   10  T       -        1   \\_ tool -x y",
+        "  10   13    10   10  Z       -        0   \\_ [tool] <defunct>",
     ];
     assert_eq!(processes::lines(&processes::rows(&image())), expected);
 }

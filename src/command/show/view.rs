@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use vckpt_image_format::record::credentials::Credentials;
 use vckpt_image_format::record::current_directory::CurrentDirectory;
 use vckpt_image_format::record::descriptor_table::DescriptorTable;
 use vckpt_image_format::record::lightweight_process::LightweightProcess;
@@ -45,6 +46,7 @@ pub(crate) struct View {
     pub(super) pages: HashMap<PageOwner, Vec<PageRun>>,
     pub(super) tables: Vec<DescriptorTable>,
     pub(super) directories: Vec<CurrentDirectory>,
+    pub(super) credentials: Vec<Credentials>,
 }
 
 impl View {
@@ -85,6 +87,7 @@ impl View {
             pages,
             tables: image.all()?,
             directories: image.all()?,
+            credentials: image.all()?,
             image,
         })
     }
