@@ -90,7 +90,7 @@ fn play(stage: &Stage, story: &Story<'_>) -> Result<Json> {
     let left = stage.book()?;
     sleep(REST);
     let still = stage.book()?.entries.len() == left.entries.len();
-    story.away(&left)?;
+    story.away(gone, &left)?;
 
     let restore_began = stage::now();
     let source = Source::File(stage.image());

@@ -69,9 +69,10 @@ impl<'a> Story<'a> {
         Ok(rows.iter().map(|row| row.pid).collect())
     }
 
-    pub(super) fn away(&self, book: &Book) -> Result<()> {
+    pub(super) fn away(&self, gone: bool, book: &Book) -> Result<()> {
         let loaf = book.entries.last().map_or(0, |entry| entry.loaf);
-        self.line("gone", &format!("the processes have ended; the book stands still at loaf {loaf}"))?;
+        let word = if gone { "no process is left" } else { "some processes are still there" };
+        self.line("gone", &format!("{word}; the last sale in the book is loaf {loaf}"))?;
         self.text("")?;
         self.command("vckpt restore bakery.vckpt")
     }
