@@ -29,7 +29,11 @@
 mod harness;
 mod stage;
 
+mod blocked;
 mod spin;
+mod threads;
+mod tree;
+mod waits;
 
 use std::process::ExitCode;
 
@@ -37,7 +41,7 @@ use harness::{Stop, Topic};
 use libtest_mimic::{Arguments, Completion, Trial};
 
 /// All topics, in the order in which one would bring them to life.
-const TOPICS: &[Topic] = &[spin::TOPIC];
+const TOPICS: &[Topic] = &[spin::TOPIC, waits::TOPIC, blocked::TOPIC, threads::TOPIC, tree::TOPIC];
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::harness::Topic;
 use crate::harness::case::{Case, two_rounds};
 use crate::harness::process;
-use crate::stage::{Stage, Verdict, verify};
+use crate::stage::{Stage, Verdict, thread, verify};
 
 pub(crate) const TOPIC: Topic = Topic {
     name: "spin",
@@ -54,7 +54,7 @@ fn registers_survive(seed: u64) -> bool {
 }
 
 fn spin(stage: Stage) {
-    std::thread::spawn(|| {
+    thread(|| {
         for seed in 1.. {
             if !registers_survive(seed) {
                 BROKEN.store(true, Ordering::SeqCst);
@@ -83,7 +83,7 @@ fn goes_on(last: &mut u64) -> Verdict {
 }
 
 fn plain_counter(stage: Stage) {
-    std::thread::spawn(|| {
+    thread(|| {
         loop {
             TURNS.fetch_add(1, Ordering::Relaxed);
         }

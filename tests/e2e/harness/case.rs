@@ -204,6 +204,7 @@ impl Case {
     /// Dumps a tree, which must then be gone. Gives the image.
     pub(crate) fn dump(&mut self, root: i32) -> Outcome<PathBuf> {
         let members = process::tree(root);
+        self.note_outage("begins")?;
         let image = self.dump_with(root, &[])?;
         if self.control.is_some() {
             return Ok(image);
@@ -245,6 +246,7 @@ impl Case {
     /// Restores with more options.
     pub(crate) fn restore_with(&mut self, image: &Path, options: &[&str]) -> Outcome<i32> {
         if let Some(root) = self.control {
+            self.note_outage("ends")?;
             return Ok(root);
         }
         let pid_file = self.path("restored.pid");
@@ -252,6 +254,7 @@ impl Case {
         let mut arguments = vec!["restore", text(image), "--detach", "--pid-file", text(&pid_file)];
         arguments.extend(options);
         let ran = self.vckpt(&arguments)?.good()?;
+        self.note_outage("ends")?;
         let Ok(pid) = ran.stdout.trim().parse::<i32>() else {
             return fail(format!("no PID on stdout: {}", ran.describe()));
         };
@@ -273,6 +276,16 @@ impl Case {
         })
         .map_err(|stop| self.with_outputs(stop))?;
         ensure!(answer == "ok", "the program says, verification {number}: {answer}");
+        Ok(())
+    }
+
+    /// Notes when the program is away, for fixtures that measure how long their waits take.
+    fn note_outage(&self, what: &str) -> Outcome {
+        let path = self.path("outages");
+        let text = fs::read_to_string(&path).unwrap_or_default();
+        let draft = self.path("outages-draft");
+        fs::write(&draft, format!("{text}{what} {}\n", crate::stage::kernel::monotonic().as_nanos()))?;
+        fs::rename(&draft, &path)?;
         Ok(())
     }
 

@@ -81,9 +81,10 @@ pub(crate) fn state(pid: i32) -> Option<char> {
     stat.rsplit_once(") ")?.1.chars().next()
 }
 
-/// True when the process exists and is no zombie.
+/// True when the process exists and runs: a leader that has exited may leave threads behind.
 pub(crate) fn alive(pid: i32) -> bool {
-    state(pid).is_some_and(|state| state != 'Z' && state != 'X')
+    let threads = || fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+    state(pid).is_some_and(|state| state != 'Z' && state != 'X' || threads() > 1)
 }
 
 /// Command line of a process, for messages.

@@ -45,8 +45,22 @@ pub(crate) fn main(words: &[String]) -> ExitCode {
         eprintln!("no fixture {name}");
         return ExitCode::from(64);
     };
+    // One arena: memory that a thread asks for late must not look like a change of the memory map.
+    // SAFETY: plain integers, before any thread is started.
+    unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
     run(Stage { folder: PathBuf::from(folder), arguments: arguments.to_vec() });
     ExitCode::SUCCESS
+}
+
+/// Starts a thread and waits until it runs, so that whatever the library maps for it is there.
+pub(crate) fn thread<T: Send + 'static>(body: impl FnOnce() -> T + Send + 'static) -> std::thread::JoinHandle<T> {
+    let (tell, hear) = std::sync::mpsc::sync_channel(0);
+    let handle = std::thread::spawn(move || {
+        tell.send(()).unwrap();
+        body()
+    });
+    hear.recv().unwrap();
+    handle
 }
 
 impl Stage {
