@@ -30,6 +30,10 @@ mod harness;
 mod stage;
 
 mod blocked;
+mod files;
+mod locks;
+mod memory;
+mod pipes;
 mod spin;
 mod threads;
 mod tree;
@@ -41,7 +45,7 @@ use harness::{Stop, Topic};
 use libtest_mimic::{Arguments, Completion, Trial};
 
 /// All topics, in the order in which one would bring them to life.
-const TOPICS: &[Topic] = &[spin::TOPIC, waits::TOPIC, blocked::TOPIC, threads::TOPIC, tree::TOPIC];
+const TOPICS: &[Topic] = &[spin::TOPIC, waits::TOPIC, blocked::TOPIC, threads::TOPIC, tree::TOPIC, memory::TOPIC, files::TOPIC, locks::TOPIC, pipes::TOPIC];
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
