@@ -29,7 +29,11 @@
 mod harness;
 mod stage;
 
+mod attributes;
 mod blocked;
+mod events;
+mod signals;
+mod timers;
 mod files;
 mod locks;
 mod memory;
@@ -45,7 +49,7 @@ use harness::{Stop, Topic};
 use libtest_mimic::{Arguments, Completion, Trial};
 
 /// All topics, in the order in which one would bring them to life.
-const TOPICS: &[Topic] = &[spin::TOPIC, waits::TOPIC, blocked::TOPIC, threads::TOPIC, tree::TOPIC, memory::TOPIC, files::TOPIC, locks::TOPIC, pipes::TOPIC];
+const TOPICS: &[Topic] = &[spin::TOPIC, waits::TOPIC, blocked::TOPIC, threads::TOPIC, tree::TOPIC, memory::TOPIC, files::TOPIC, locks::TOPIC, pipes::TOPIC, signals::TOPIC, timers::TOPIC, attributes::TOPIC, events::TOPIC];
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
