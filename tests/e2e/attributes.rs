@@ -210,7 +210,7 @@ fn odd(stage: Stage) {
     // SAFETY: plain integers and texts that end with NUL.
     unsafe {
         libc::prctl(libc::PR_SET_NAME, c"odd) name (".as_ptr());
-        check(libc::personality(0x0020_0000 | 0x0040_0000)).unwrap();
+        check(libc::personality(0x0020_0000 | 0x0004_0000)).unwrap();
         libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);
         libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0);
         libc::prctl(libc::PR_SET_TIMERSLACK, 777);

@@ -31,6 +31,14 @@ mod stage;
 
 mod attributes;
 mod blocked;
+mod commands;
+mod damaged;
+mod refusals;
+mod servers;
+mod workloads;
+mod kills;
+mod sockets;
+mod terminal;
 mod events;
 mod signals;
 mod timers;
@@ -49,7 +57,7 @@ use harness::{Stop, Topic};
 use libtest_mimic::{Arguments, Completion, Trial};
 
 /// All topics, in the order in which one would bring them to life.
-const TOPICS: &[Topic] = &[spin::TOPIC, waits::TOPIC, blocked::TOPIC, threads::TOPIC, tree::TOPIC, memory::TOPIC, files::TOPIC, locks::TOPIC, pipes::TOPIC, signals::TOPIC, timers::TOPIC, attributes::TOPIC, events::TOPIC];
+const TOPICS: &[Topic] = &[spin::TOPIC, waits::TOPIC, blocked::TOPIC, threads::TOPIC, tree::TOPIC, memory::TOPIC, files::TOPIC, locks::TOPIC, pipes::TOPIC, signals::TOPIC, timers::TOPIC, attributes::TOPIC, events::TOPIC, sockets::TOPIC, terminal::TOPIC, kills::TOPIC, servers::TOPIC, workloads::TOPIC, refusals::TOPIC, damaged::TOPIC, commands::TOPIC];
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();

@@ -170,8 +170,10 @@ impl Case {
 
     /// Runs `vckpt` to its end.
     pub(crate) fn vckpt(&mut self, arguments: &[&str]) -> Outcome<Ran> {
+        let start = Instant::now();
         let (pid, files) = self.start_vckpt(arguments)?;
-        self.ended(pid, files, arguments)
+        let ran = self.ended(pid, files, arguments)?;
+        Ok(Ran { took: start.elapsed(), ..ran })
     }
 
     /// Starts `vckpt` with its output in files of the case's folder.
