@@ -9,7 +9,13 @@ use crate::stage::{Stage, thread, verify};
 
 pub(crate) const TOPIC: Topic = Topic {
     name: "attributes",
-    fixtures: &[("user", user), ("capabilities", capabilities), ("limits", limits), ("schedule", schedule), ("odd", odd)],
+    fixtures: &[
+        ("user", user),
+        ("capabilities", capabilities),
+        ("limits", limits),
+        ("schedule", schedule),
+        ("odd", odd),
+    ],
     cases: &[
         ("user_and_groups", as_root_user),
         ("capabilities", as_root_capabilities),
@@ -86,7 +92,11 @@ fn user(stage: Stage) {
     stage.serve(move |_| {
         verify!(ids() == own, "users and groups: {own} became {}", ids());
         let now = both()?;
-        verify!(now == child, "of the child: {:?}", [&child, &now].map(|text| String::from_utf8_lossy(text).into_owned()));
+        verify!(
+            now == child,
+            "of the child: {:?}",
+            [&child, &now].map(|text| String::from_utf8_lossy(text).into_owned())
+        );
         // The saved user still gives the way back, and out again.
         // SAFETY: plain integers.
         let back = unsafe { libc::seteuid(0) == 0 && libc::seteuid(1102) == 0 };

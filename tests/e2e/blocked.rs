@@ -79,11 +79,31 @@ fn blocked(stage: Stage) {
     check(unsafe { libc::epoll_ctl(set, libc::EPOLL_CTL_ADD, ends[2], &raw mut event) }).unwrap();
     let child = child_until_byte(ends[3]);
     let (read_end, poll_end, epoll_end) = (ends[0], ends[1], ends[2]);
-    thread(move || loop { ended(0, take(read_end, 8).map(|bytes| bytes == b"x")) });
-    thread(move || loop { ended(1, wait_by_poll(poll_end)) });
-    thread(move || loop { ended(2, wait_by_epoll(set, epoll_end)) });
-    let waiter = thread(|| loop { ended(3, wait_for_signal()) });
-    thread(|| loop { ended(4, wait_for_word(WORD.load(Ordering::SeqCst))) });
+    thread(move || {
+        loop {
+            ended(0, take(read_end, 8).map(|bytes| bytes == b"x"))
+        }
+    });
+    thread(move || {
+        loop {
+            ended(1, wait_by_poll(poll_end))
+        }
+    });
+    thread(move || {
+        loop {
+            ended(2, wait_by_epoll(set, epoll_end))
+        }
+    });
+    let waiter = thread(|| {
+        loop {
+            ended(3, wait_for_signal())
+        }
+    });
+    thread(|| {
+        loop {
+            ended(4, wait_for_word(WORD.load(Ordering::SeqCst)))
+        }
+    });
     let (tell, hear) = std::sync::mpsc::channel();
     thread(move || {
         for child in hear {
@@ -102,7 +122,9 @@ fn blocked(stage: Stage) {
         unsafe { libc::pthread_kill(signal_thread, libc::SIGUSR1) };
         WORD.fetch_add(1, Ordering::SeqCst);
         // SAFETY: the word is static.
-        unsafe { libc::syscall(libc::SYS_futex, WORD.as_ptr(), libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG, 1) };
+        unsafe {
+            libc::syscall(libc::SYS_futex, WORD.as_ptr(), libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG, 1)
+        };
         let start = Instant::now();
         while counts().iter().zip(&before).any(|(now, before)| now <= before) {
             verify!(start.elapsed() < Duration::from_secs(10), "{NAMES:?}: {before:?} became {:?}", counts());

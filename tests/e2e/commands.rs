@@ -193,7 +193,11 @@ fn through_a_stream() -> Outcome {
         let restore_pid = spawn(&mut restore)?;
         drop(restore);
         let status = wait_exit(restore_pid, Duration::from_secs(30))?;
-        ensure!(status.success(), "the restore from a stream ended with {status}: {}", case.output("restore"));
+        ensure!(
+            status.success(),
+            "the restore from a stream ended with {status}: {}",
+            case.output("restore")
+        );
         wait_exit(feed_pid, Duration::from_secs(10))?;
         root = fs::read_to_string(&pid_file)?.trim().parse()?;
         case.ask()?;
@@ -259,7 +263,10 @@ fn two_at_once() -> Outcome {
     let image = case.dump(root)?;
     let first = case.restore(&image)?;
     let second = case.restore(&image)?;
-    ensure!(first != second && alive(first) && alive(second), "two restores of one image: {first} and {second}");
+    ensure!(
+        first != second && alive(first) && alive(second),
+        "two restores of one image: {first} and {second}"
+    );
     crate::harness::process::signal(second, libc::SIGKILL)?;
     until("the second to end", Duration::from_secs(10), || {
         crate::harness::process::reap();

@@ -91,7 +91,8 @@ fn one_byte_flipped() -> Outcome {
     let length = bytes.len();
     // The beginning and the end densely, the rest spread by a step without common factor with the page size.
     let spread = (0..30).map(|part| (length * part / 30 + part * 127) % length);
-    let positions: Vec<usize> = (0..20).map(|part| part * 3).chain(spread).chain((1..=12).map(|end| length - end * 5)).collect();
+    let positions: Vec<usize> =
+        (0..20).map(|part| part * 3).chain(spread).chain((1..=12).map(|end| length - end * 5)).collect();
     for position in positions {
         let bit = 1 << (position % 8);
         bytes[position] ^= bit;

@@ -68,8 +68,13 @@ fn epoll(stage: Stage) {
         let found = ready(set);
         verify!(found == [2, 4, 0xdead_beef_0000_0001], "ready entries: {found:x?}");
         let found = ready(set);
-        verify!(found == [4, 0xdead_beef_0000_0001], "ready entries, once more (2 is edge-triggered): {found:x?}");
-        let again = control(set, libc::EPOLL_CTL_ADD, level[0], input, 9).err().and_then(|error| error.raw_os_error());
+        verify!(
+            found == [4, 0xdead_beef_0000_0001],
+            "ready entries, once more (2 is edge-triggered): {found:x?}"
+        );
+        let again = control(set, libc::EPOLL_CTL_ADD, level[0], input, 9)
+            .err()
+            .and_then(|error| error.raw_os_error());
         verify!(again == Some(libc::EEXIST), "an entry could be added twice: {again:?}");
         for end in [level[0], edge[0], moved[0]] {
             verify!(take(end, 4).map_err(text)? == b"x", "data of a watched pipe");
@@ -115,7 +120,8 @@ fn signalfd(stage: Stage) {
     stage.serve(move |_| {
         let bytes = take(descriptor, 4 * 128).map_err(|error| error.to_string())?;
         verify!(bytes.len() == 256, "{} bytes of signals, not those of two", bytes.len());
-        let number = |start: usize| u32::from_ne_bytes(bytes[start..start + 4].try_into().expect("four bytes"));
+        let number =
+            |start: usize| u32::from_ne_bytes(bytes[start..start + 4].try_into().expect("four bytes"));
         verify!([number(0), number(128)] == [10, 45], "signals {} and {}", number(0), number(128));
         // ssi_int of the second.
         verify!(number(128 + 44) == 99, "the value is {}", number(128 + 44));
@@ -134,7 +140,8 @@ fn timerfd(stage: Stage) {
     let set = |descriptor: i32, flags: i32, value: Duration, interval: Duration| {
         let timer = libc::itimerspec { it_interval: timespec(interval), it_value: timespec(value) };
         // SAFETY: a valid structure, no old value wanted.
-        check(unsafe { libc::timerfd_settime(descriptor, flags, &raw const timer, std::ptr::null_mut()) }).unwrap();
+        check(unsafe { libc::timerfd_settime(descriptor, flags, &raw const timer, std::ptr::null_mut()) })
+            .unwrap();
     };
     let get = |descriptor: i32| {
         let zero = libc::timespec { tv_sec: 0, tv_nsec: 0 };
@@ -147,7 +154,12 @@ fn timerfd(stage: Stage) {
     let long = create(libc::CLOCK_MONOTONIC);
     set(long, 0, seconds(1000), seconds(9));
     let real = create(libc::CLOCK_REALTIME);
-    set(real, libc::TFD_TIMER_ABSTIME, crate::stage::kernel::clock(libc::CLOCK_REALTIME) + seconds(2000), seconds(0));
+    set(
+        real,
+        libc::TFD_TIMER_ABSTIME,
+        crate::stage::kernel::clock(libc::CLOCK_REALTIME) + seconds(2000),
+        seconds(0),
+    );
     let idle = create(libc::CLOCK_BOOTTIME);
     let fast = create(libc::CLOCK_MONOTONIC);
     set(fast, 0, Duration::from_millis(10), Duration::from_millis(10));
@@ -157,9 +169,15 @@ fn timerfd(stage: Stage) {
     let mut first = true;
     stage.serve(move |_| {
         let (left, interval, _) = get(long);
-        verify!((900..=1000).contains(&left) && interval == 9, "the long timer has {left} s left, interval {interval}");
+        verify!(
+            (900..=1000).contains(&left) && interval == 9,
+            "the long timer has {left} s left, interval {interval}"
+        );
         let (left, interval, _) = get(real);
-        verify!((1900..=2000).contains(&left) && interval == 0, "the absolute timer: {left} s left, interval {interval}");
+        verify!(
+            (1900..=2000).contains(&left) && interval == 0,
+            "the absolute timer: {left} s left, interval {interval}"
+        );
         verify!(get(idle) == (0, 0, 0), "the idle timer runs: {:?}", get(idle));
         let mut watched = libc::pollfd { fd: fast, events: libc::POLLIN, revents: 0 };
         // SAFETY: one valid pollfd.

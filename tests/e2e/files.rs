@@ -83,7 +83,8 @@ fn open_files(stage: Stage) {
         verify!(size == length, "the file of an appender has {size} bytes, not {length}");
         appended.seek(std::io::SeekFrom::Start(0)).map_err(text)?;
         // SAFETY: getters on our own descriptor.
-        let owner = unsafe { (libc::fcntl(read.as_raw_fd(), libc::F_GETOWN), libc::fcntl(read.as_raw_fd(), 11)) };
+        let owner =
+            unsafe { (libc::fcntl(read.as_raw_fd(), libc::F_GETOWN), libc::fcntl(read.as_raw_fd(), 11)) };
         verify!(owner == (unsafe { libc::getpid() }, libc::SIGURG), "owner and signal are {owner:?}");
         verify!(path_only.metadata().is_ok(), "the O_PATH descriptor is of no use");
         Ok(())
@@ -91,7 +92,8 @@ fn open_files(stage: Stage) {
 }
 
 fn shared_offset(stage: Stage) {
-    let mut file = File::options().read(true).write(true).create_new(true).open(stage.path("shared")).unwrap();
+    let mut file =
+        File::options().read(true).write(true).create_new(true).open(stage.path("shared")).unwrap();
     let number = file.as_raw_fd();
     let (ask, answer) = (pipe(0), pipe(0));
     // The child has the description under its own number, and another that is not shared.
@@ -153,13 +155,17 @@ fn deleted(stage: Stage) {
         let blocks = std::os::unix::fs::MetadataExt::blocks(&metadata);
         verify!(blocks < 4096, "the deleted file takes {blocks} blocks: its holes are filled");
         ghost.write_all_at(&[round as u8], 20_000).map_err(text)?;
-        verify!(read_at(&second, 1, 20_000)? == [round as u8], "two descriptions of one deleted file are two files");
+        verify!(
+            read_at(&second, 1, 20_000)? == [round as u8],
+            "two descriptions of one deleted file are two files"
+        );
         verify!(read_at(&nameless, 8, 0)? == b"nameless", "the nameless file");
         verify!(read_at(&replaced, 3, 0)? == b"old", "the deleted file is the one that has taken its name");
         verify!(fs::read(&replaced_path).map_err(text)? == b"new", "the file that took the name has changed");
         verify!(read_at(&memory, 9, 0)? == b"in memory", "the memfd");
         verify!(!path.exists(), "the deleted file has its name again");
-        let left: Vec<_> = fs::read_dir(&stage.folder).map_err(text)?.flatten().map(|entry| entry.file_name()).collect();
+        let left: Vec<_> =
+            fs::read_dir(&stage.folder).map_err(text)?.flatten().map(|entry| entry.file_name()).collect();
         let strange: Vec<_> = left
             .iter()
             .filter(|name| {

@@ -68,7 +68,11 @@ fn restless(stage: Stage) {
         let now = || TURNS.each_ref().map(|turns| turns.load(Ordering::Relaxed));
         let (before, start) = (now(), Instant::now());
         while now().iter().zip(before).any(|(now, before)| *now <= before) {
-            verify!(start.elapsed() < Duration::from_secs(10), "a thread stands still: {before:?} {:?}", now());
+            verify!(
+                start.elapsed() < Duration::from_secs(10),
+                "a thread stands still: {before:?} {:?}",
+                now()
+            );
         }
         Ok(())
     });
@@ -85,7 +89,8 @@ fn outside(pid: i32) -> Outcome<BTreeMap<String, String>> {
     for task in fs::read_dir(format!("/proc/{pid}/task"))?.flatten() {
         let status = fs::read_to_string(task.path().join("status"))?;
         let kept = ["Name", "TracerPid", "SigBlk", "SigIgn", "SigCgt", "SigPnd", "ShdPnd", "Seccomp"];
-        let lines = status.lines().filter(|line| kept.iter().any(|name| line.split(':').next() == Some(name)));
+        let lines =
+            status.lines().filter(|line| kept.iter().any(|name| line.split(':').next() == Some(name)));
         seen.insert(format!("task {}", task.file_name().display()), lines.collect::<Vec<_>>().join(" "));
     }
     Ok(seen)
@@ -106,7 +111,10 @@ fn same_again(pid: i32, before: &BTreeMap<String, String>, what: &str) -> Outcom
                 .filter(|name| before.get(*name) != now.get(*name))
                 .map(|name| format!("{name}: {:?} became {:?}", before.get(name), now.get(name)))
                 .collect();
-            return crate::harness::fail(format!("{what}: the program is left changed: {}", changed.join("\n")));
+            return crate::harness::fail(format!(
+                "{what}: the program is left changed: {}",
+                changed.join("\n")
+            ));
         }
         std::thread::sleep(Duration::from_millis(1));
     }

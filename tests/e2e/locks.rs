@@ -16,7 +16,13 @@ pub(crate) const TOPIC: Topic = Topic {
 
 /// A record lock for `fcntl`.
 fn record(kind: i32, start: i64, length: i64) -> libc::flock {
-    libc::flock { l_type: kind as i16, l_whence: libc::SEEK_SET as i16, l_start: start, l_len: length, l_pid: 0 }
+    libc::flock {
+        l_type: kind as i16,
+        l_whence: libc::SEEK_SET as i16,
+        l_start: start,
+        l_len: length,
+        l_pid: 0,
+    }
 }
 
 /// Tries the lock; true if it was got (and is given back).
@@ -44,7 +50,8 @@ fn locks(stage: Stage) {
             let [flock, shared, posix, ofd] =
                 paths.each_ref().map(|path| File::options().read(true).write(true).open(path).unwrap());
             // SAFETY: our own descriptors.
-            let try_flock = |file: &File, kind: i32| unsafe { libc::flock(file.as_raw_fd(), kind | libc::LOCK_NB) == 0 };
+            let try_flock =
+                |file: &File, kind: i32| unsafe { libc::flock(file.as_raw_fd(), kind | libc::LOCK_NB) == 0 };
             let found = [
                 try_flock(&flock, libc::LOCK_SH),
                 try_flock(&shared, libc::LOCK_SH),

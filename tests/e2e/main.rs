@@ -33,23 +33,23 @@ mod attributes;
 mod blocked;
 mod commands;
 mod damaged;
-mod refusals;
-mod servers;
-mod workloads;
-mod kills;
-mod sockets;
-mod terminal;
 mod events;
-mod signals;
-mod timers;
 mod files;
+mod kills;
 mod locks;
 mod memory;
 mod pipes;
+mod refusals;
+mod servers;
+mod signals;
+mod sockets;
 mod spin;
+mod terminal;
 mod threads;
+mod timers;
 mod tree;
 mod waits;
+mod workloads;
 
 use std::process::ExitCode;
 
@@ -57,7 +57,29 @@ use harness::{Stop, Topic};
 use libtest_mimic::{Arguments, Completion, Trial};
 
 /// All topics, in the order in which one would bring them to life.
-const TOPICS: &[Topic] = &[spin::TOPIC, waits::TOPIC, blocked::TOPIC, threads::TOPIC, tree::TOPIC, memory::TOPIC, files::TOPIC, locks::TOPIC, pipes::TOPIC, signals::TOPIC, timers::TOPIC, attributes::TOPIC, events::TOPIC, sockets::TOPIC, terminal::TOPIC, kills::TOPIC, servers::TOPIC, workloads::TOPIC, refusals::TOPIC, damaged::TOPIC, commands::TOPIC];
+const TOPICS: &[Topic] = &[
+    spin::TOPIC,
+    waits::TOPIC,
+    blocked::TOPIC,
+    threads::TOPIC,
+    tree::TOPIC,
+    memory::TOPIC,
+    files::TOPIC,
+    locks::TOPIC,
+    pipes::TOPIC,
+    signals::TOPIC,
+    timers::TOPIC,
+    attributes::TOPIC,
+    events::TOPIC,
+    sockets::TOPIC,
+    terminal::TOPIC,
+    kills::TOPIC,
+    servers::TOPIC,
+    workloads::TOPIC,
+    refusals::TOPIC,
+    damaged::TOPIC,
+    commands::TOPIC,
+];
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();

@@ -11,7 +11,13 @@ use crate::stage::{Stage, verify};
 
 pub(crate) const TOPIC: Topic = Topic {
     name: "memory",
-    fixtures: &[("mappings", mappings), ("growth", growth), ("shared", shared), ("sparse", sparse), ("forked", forked)],
+    fixtures: &[
+        ("mappings", mappings),
+        ("growth", growth),
+        ("shared", shared),
+        ("sparse", sparse),
+        ("forked", forked),
+    ],
     cases: &[
         ("mappings", || two_rounds("mappings")),
         ("heap_and_stack_grow", || two_rounds("growth")),
@@ -80,9 +86,8 @@ fn mappings(stage: Stage) {
         place as usize
     };
     let mut readable: Vec<(usize, usize, u64)> = Vec::new();
-    for (seed, protection) in [READ, READ | WRITE, READ | libc::PROT_EXEC, READ | WRITE | libc::PROT_EXEC]
-        .into_iter()
-        .enumerate()
+    for (seed, protection) in
+        [READ, READ | WRITE, READ | libc::PROT_EXEC, READ | WRITE | libc::PROT_EXEC].into_iter().enumerate()
     {
         readable.push((filled(protection, seed as u64), length, seed as u64));
     }
@@ -105,8 +110,17 @@ fn mappings(stage: Stage) {
     readable.push((deleted_private as usize, length, 62));
     readable.push((deleted_shared as usize, length, 62));
     // Flags that show in smaps: no dump, no fork, wipe on fork, huge pages, random access, grows down, no reserve.
-    for (seed, advice) in [libc::MADV_DONTDUMP, libc::MADV_DONTFORK, libc::MADV_HUGEPAGE, libc::MADV_NOHUGEPAGE,
-        libc::MADV_RANDOM, libc::MADV_SEQUENTIAL, libc::MADV_WIPEONFORK].into_iter().enumerate()
+    for (seed, advice) in [
+        libc::MADV_DONTDUMP,
+        libc::MADV_DONTFORK,
+        libc::MADV_HUGEPAGE,
+        libc::MADV_NOHUGEPAGE,
+        libc::MADV_RANDOM,
+        libc::MADV_SEQUENTIAL,
+        libc::MADV_WIPEONFORK,
+    ]
+    .into_iter()
+    .enumerate()
     {
         let seed = 70 + seed as u64;
         let place = filled(READ | WRITE, seed);
@@ -216,7 +230,10 @@ fn shared(stage: Stage) {
         verify!(good == [1], "the child does not see what the parent wrote");
         let wrong = first_wrong((anonymous + PAGE) as *const u8, PAGE, seed + 1);
         verify!(wrong.is_none(), "the parent does not see what the child wrote");
-        verify!(first_wrong(child_only as *const u8, length, 1).is_none(), "the child wrote to private memory");
+        verify!(
+            first_wrong(child_only as *const u8, length, 1).is_none(),
+            "the child wrote to private memory"
+        );
         Ok(())
     });
 }
@@ -265,7 +282,10 @@ fn zero_pages_cost_nothing() -> Outcome {
         root = case.restore(&image)?;
         case.ask()?;
         let resident = kibibytes(root, "status", "RssAnon:")?;
-        ensure!(resident < 24 << 10, "{resident} KiB of anonymous memory after the restore of a sparse program");
+        ensure!(
+            resident < 24 << 10,
+            "{resident} KiB of anonymous memory after the restore of a sparse program"
+        );
     }
     case.finish(root)
 }

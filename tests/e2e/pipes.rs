@@ -65,7 +65,10 @@ fn pipes(stage: Stage) {
         while all.len() < large_length {
             all.extend(take(large[0], 1 << 20)?);
         }
-        verify!(all.iter().enumerate().all(|(number, &byte)| byte == (number % 251) as u8), "data of the large pipe");
+        verify!(
+            all.iter().enumerate().all(|(number, &byte)| byte == (number % 251) as u8),
+            "data of the large pipe"
+        );
         for packet in ["one", "two two", "three three three"] {
             let found = take(packets[0], 100)?;
             verify!(found == packet.as_bytes(), "a packet is {:?}", String::from_utf8_lossy(&found));
@@ -96,7 +99,8 @@ fn fifo(stage: Stage) {
         let empty = take(reader, 100).err().and_then(|error| error.raw_os_error());
         verify!(empty == Some(libc::EAGAIN), "the empty fifo gives {empty:?}");
         // Whoever opens it by name gets the same queue.
-        let other = check(unsafe { libc::open(name.as_ptr(), libc::O_WRONLY) }).map_err(|error| error.to_string())?;
+        let other =
+            check(unsafe { libc::open(name.as_ptr(), libc::O_WRONLY) }).map_err(|error| error.to_string())?;
         put(other, b"through the fifo").map_err(|error| error.to_string())?;
         unsafe { libc::close(other) };
         Ok(())

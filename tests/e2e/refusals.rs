@@ -79,7 +79,15 @@ fn own_ancestor() -> Outcome {
 
 fn usage() -> Outcome {
     let mut case = Case::new()?;
-    for arguments in [&["dump"][..], &["dump", "-1"], &["dump", "0"], &["dump", "x"], &["restore"], &["nonsense"], &["dump", "1", "--leave-running", "--leave-stopped"]] {
+    for arguments in [
+        &["dump"][..],
+        &["dump", "-1"],
+        &["dump", "0"],
+        &["dump", "x"],
+        &["restore"],
+        &["nonsense"],
+        &["dump", "1", "--leave-running", "--leave-stopped"],
+    ] {
         let ran = case.vckpt(arguments)?;
         ensure!(ran.status.code() == Some(2), "not a matter of usage: {}", ran.describe());
         ensure!(!ran.stderr.contains("panicked") && !ran.stderr.is_empty(), "{}", ran.describe());
@@ -148,7 +156,12 @@ fn disk_full() -> Outcome {
     let bash = crate::harness::programs::need_program("bash")?;
     let mut command = case.command(&bash, "full")?;
     let script = "\"$0\" dump \"$1\" -o \"$2\"; status=$?; ls -A disk > listing; exit $status";
-    command.args(["-c", script]).arg(&case.vckpt).arg(root.to_string()).arg(&image).stderr(File::create(&errors)?);
+    command
+        .args(["-c", script])
+        .arg(&case.vckpt)
+        .arg(root.to_string())
+        .arg(&image)
+        .stderr(File::create(&errors)?);
     let target = std::ffi::CString::new(text(&disk))?;
     // SAFETY: system calls only, with strings that were made before the fork.
     unsafe {
@@ -167,7 +180,8 @@ fn disk_full() -> Outcome {
     let errors = fs::read_to_string(errors)?;
     ensure!(matches!(status.code(), Some(5 | 7)), "a full disk ends with {status}: {errors}");
     ensure!(errors.contains("VC-") && errors.contains("hint"), "no named error: {errors}");
-    let listing = until("the list of what is left", Duration::from_secs(5), || fs::read_to_string(&listing).ok())?;
+    let listing =
+        until("the list of what is left", Duration::from_secs(5), || fs::read_to_string(&listing).ok())?;
     ensure!(listing.trim().is_empty(), "left on the full disk: {listing}");
     case.ask()?;
     case.finish(root)

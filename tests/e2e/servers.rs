@@ -8,11 +8,8 @@ use crate::harness::process::{alive, children, signal, spawn, until};
 use crate::harness::programs::{free_port, http_get, need_program, redis};
 use crate::harness::{Outcome, Topic, ensure, need_root};
 
-pub(crate) const TOPIC: Topic = Topic {
-    name: "servers",
-    fixtures: &[],
-    cases: &[("redis", redis_server), ("nginx", nginx)],
-};
+pub(crate) const TOPIC: Topic =
+    Topic { name: "servers", fixtures: &[], cases: &[("redis", redis_server), ("nginx", nginx)] };
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -90,7 +87,9 @@ fn nginx() -> Outcome {
         let image = case.dump(root)?;
         root = case.restore(&image)?;
         fs::remove_file(image)?;
-        until("nginx to answer after the restore", LIMIT, || says(&format!("word-{}", round - 1)).then_some(()))?;
+        until("nginx to answer after the restore", LIMIT, || {
+            says(&format!("word-{}", round - 1)).then_some(())
+        })?;
         let old = children(root);
         ensure!(old.len() == 2, "{} workers after the restore", old.len());
         for worker in &old {

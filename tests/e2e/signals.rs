@@ -31,7 +31,8 @@ fn queue(number: i32, value: usize, thread: bool) {
             information.si_code = libc::SI_QUEUE;
             (&raw mut information).cast::<usize>().add(3).write(value);
             let tid = libc::syscall(libc::SYS_gettid);
-            check(libc::syscall(libc::SYS_rt_tgsigqueueinfo, own, tid, number, &raw const information)).unwrap();
+            check(libc::syscall(libc::SYS_rt_tgsigqueueinfo, own, tid, number, &raw const information))
+                .unwrap();
         } else {
             check(libc::sigqueue(own, number, libc::sigval { sival_ptr: value as *mut _ })).unwrap();
         }
@@ -73,7 +74,10 @@ fn pending(stage: Stage) {
         let own = unsafe { libc::getpid() };
         for value in 0..5 {
             let found = next(&[REAL_TIME])?;
-            verify!(found == (REAL_TIME, libc::SI_QUEUE, own, 1000 + value), "real-time signal {value}: {found:?}");
+            verify!(
+                found == (REAL_TIME, libc::SI_QUEUE, own, 1000 + value),
+                "real-time signal {value}: {found:?}"
+            );
         }
         for value in 7..9 {
             let (number, code, _, found) = next(&[REAL_TIME + 1])?;
@@ -134,8 +138,11 @@ fn handlers(stage: Stage) {
         verify!(SEEN.load(Ordering::SeqCst) == 10, "the handler of SIGUSR1 did not run");
         verify!(VALUE.load(Ordering::SeqCst) == 77, "the handler got value {}", VALUE.load(Ordering::SeqCst));
         let place = PLACE.load(Ordering::SeqCst);
-        verify!(range.contains(&place), "the handler ran at {place:x}, not on the alternate stack {range:x?}");
-        let expected = [libc::SIGUSR1, libc::SIGHUP, REAL_TIME, libc::SIGWINCH].map(bit).iter().sum();
+        verify!(
+            range.contains(&place),
+            "the handler ran at {place:x}, not on the alternate stack {range:x?}"
+        );
+        let expected: i64 = [libc::SIGUSR1, libc::SIGHUP, REAL_TIME, libc::SIGWINCH].map(bit).iter().sum();
         let mask = MASK.load(Ordering::SeqCst);
         verify!(mask == expected, "the mask in the handler was {mask:x}, not {expected:x}");
         queue(libc::SIGUSR2, 78, false);
@@ -165,7 +172,10 @@ fn in_handler(stage: Stage) {
         stage.serve(|round| {
             let mut now: libc::stack_t = unsafe { std::mem::zeroed() };
             unsafe { libc::sigaltstack(std::ptr::null(), &raw mut now) };
-            verify!(now.ss_flags & libc::SS_ONSTACK != 0, "round {round}: not on the alternate stack any more");
+            verify!(
+                now.ss_flags & libc::SS_ONSTACK != 0,
+                "round {round}: not on the alternate stack any more"
+            );
             if round == 3 {
                 // The last answer comes from after the handler.
                 std::fs::write(stage.path("stop"), "").map_err(|error| error.to_string())?;

@@ -47,10 +47,14 @@ fn unix_pairs(stage: Stage) {
     drop(husband);
     let size = 300_000_i32;
     // SAFETY: a valid value of four bytes.
-    unsafe { libc::setsockopt(one.as_raw_fd(), libc::SOL_SOCKET, libc::SO_SNDBUF, (&raw const size).cast(), 4) };
+    unsafe {
+        libc::setsockopt(one.as_raw_fd(), libc::SOL_SOCKET, libc::SO_SNDBUF, (&raw const size).cast(), 4)
+    };
     one.set_read_timeout(Some(Duration::from_secs(7))).unwrap();
     two.set_nonblocking(true).unwrap();
-    let options = |socket: i32| [libc::SO_SNDBUF, libc::SO_RCVBUF, libc::SO_TYPE, libc::SO_PASSCRED].map(|name| option(socket, name));
+    let options = |socket: i32| {
+        [libc::SO_SNDBUF, libc::SO_RCVBUF, libc::SO_TYPE, libc::SO_PASSCRED].map(|name| option(socket, name))
+    };
     let before = [one.as_raw_fd(), two.as_raw_fd(), packet[0]].map(options);
     let load = |one: &mut UnixStream, two: &mut UnixStream| {
         one.write_all(&[1; 100_000]).unwrap();
@@ -96,7 +100,10 @@ fn unix_pairs(stage: Stage) {
 }
 
 /// One connection: sends a word, expects it back from the server.
-fn echo(mut client: impl std::io::Read + std::io::Write, mut server: impl std::io::Read + std::io::Write) -> Result<(), String> {
+fn echo(
+    mut client: impl std::io::Read + std::io::Write,
+    mut server: impl std::io::Read + std::io::Write,
+) -> Result<(), String> {
     client.write_all(b"hello").map_err(text)?;
     let mut bytes = [0; 5];
     server.read_exact(&mut bytes).map_err(text)?;
@@ -113,7 +120,8 @@ fn listeners(stage: Stage) {
     let path = stage.path("socket");
     let unix = UnixListener::bind(&path).unwrap();
     let name = format!("vckpt-test-{}", std::process::id());
-    let abstract_address = <std::os::unix::net::SocketAddr as SocketAddrExt>::from_abstract_name(&name).unwrap();
+    let abstract_address =
+        <std::os::unix::net::SocketAddr as SocketAddrExt>::from_abstract_name(&name).unwrap();
     let hidden = UnixListener::bind_addr(&abstract_address).unwrap();
     let names = [libc::SO_REUSEADDR, libc::SO_ACCEPTCONN, libc::SO_KEEPALIVE];
     let options = names.map(|name| option(tcp.as_raw_fd(), name));

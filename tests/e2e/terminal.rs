@@ -8,7 +8,9 @@ use std::process::Command;
 use std::time::Duration;
 
 use crate::harness::case::{Case, text};
-use crate::harness::process::{alive, children, signal, spawn, take_status, tree, until, wait_exit, wait_gone};
+use crate::harness::process::{
+    alive, children, signal, spawn, take_status, tree, until, wait_exit, wait_gone,
+};
 use crate::harness::{Outcome, Topic, ensure};
 use crate::stage::Stage;
 use crate::stage::kernel::check;
@@ -59,7 +61,11 @@ impl Terminal {
         unsafe {
             command.pre_exec(|| {
                 libc::setsid();
-                if libc::ioctl(0, libc::TIOCSCTTY, 0) < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
+                if libc::ioctl(0, libc::TIOCSCTTY, 0) < 0 {
+                    Err(std::io::Error::last_os_error())
+                } else {
+                    Ok(())
+                }
             });
         }
         Ok(())
@@ -104,7 +110,9 @@ fn talker(_: Stage) {
         // SAFETY: a valid place.
         let (terminal, group) = unsafe { (libc::isatty(0), libc::tcgetpgrp(0) == libc::getpgrp()) };
         let interrupts = INTERRUPTS.load(Ordering::SeqCst);
-        println!("answer {number} to {line}: terminal {terminal}, foreground {group}, interrupts {interrupts}.");
+        println!(
+            "answer {number} to {line}: terminal {terminal}, foreground {group}, interrupts {interrupts}."
+        );
     }
 }
 
@@ -113,7 +121,11 @@ fn shell_job() -> Outcome {
     let mut first = Terminal::new()?;
     // A shell with job control is the session's leader; the job is what is dumped, not the shell.
     let mut shell = Command::new("/bin/bash");
-    shell.args(["--norc", "--noprofile", "-i"]).current_dir(&case.folder).env("PS1", "prompt> ").env("TERM", "dumb");
+    shell
+        .args(["--norc", "--noprofile", "-i"])
+        .current_dir(&case.folder)
+        .env("PS1", "prompt> ")
+        .env("TERM", "dumb");
     first.give_to(&mut shell)?;
     let shell = spawn(&mut shell)?;
     first.expect("prompt> ")?;
@@ -130,9 +142,14 @@ fn shell_job() -> Outcome {
         restore.arg("restore").arg(&image).current_dir(&case.folder);
         next.give_to(&mut restore)?;
         let supervisor = spawn(&mut restore)?;
-        let root = until("the restored job", LIMIT, || tree(supervisor).last().copied().filter(|&pid| pid != supervisor))?;
+        let root = until("the restored job", LIMIT, || {
+            tree(supervisor).last().copied().filter(|&pid| pid != supervisor)
+        })?;
         next.type_in("again\n")?;
-        next.expect(&format!("answer {round} to again: terminal 1, foreground true, interrupts {}.", round - 1))?;
+        next.expect(&format!(
+            "answer {round} to again: terminal 1, foreground true, interrupts {}.",
+            round - 1
+        ))?;
         next.type_in("\x03")?;
         next.expect("^C")?;
         ensure!(take_status(supervisor).is_none(), "the restore in the foreground ended by Ctrl-C");

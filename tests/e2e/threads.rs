@@ -49,7 +49,9 @@ fn portrait() -> String {
         let count = libc::CPU_COUNT(&cpus);
         let name = String::from_utf8_lossy(&name).into_owned();
         let mask = members(&mask);
-        format!("{tid} {own:x} {name} {mask:?} {stack} {head:x} {length} {clear:x} {count} {nice} {slack} {secret}")
+        format!(
+            "{tid} {own:x} {name} {mask:?} {stack} {head:x} {length} {clear:x} {count} {nice} {slack} {secret}"
+        )
     }
 }
 

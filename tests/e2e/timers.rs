@@ -102,7 +102,8 @@ fn posix(stage: Stage) {
     set(boot, 0, seconds(4000), Duration::ZERO);
     let cpu = create(libc::CLOCK_PROCESS_CPUTIME_ID, None, 5);
     set(cpu, 0, seconds(5000), Duration::ZERO);
-    let expected = [(ids[0], 1000, 5), (ids[2], 2000, 0), (realtime, 3000, 7), (boot, 4000, 0), (cpu, 5000, 0)];
+    let expected =
+        [(ids[0], 1000, 5), (ids[2], 2000, 0), (realtime, 3000, 7), (boot, 4000, 0), (cpu, 5000, 0)];
     let started = Instant::now();
     stage.serve(move |_| {
         for (id, value, interval) in expected {
@@ -110,7 +111,10 @@ fn posix(stage: Stage) {
             verify!(again == interval * 1_000_000_000, "interval of timer {id}: {again} ns");
             let gone = value * 1_000_000_000 - rest;
             let most = i64::try_from(started.elapsed().as_nanos()).unwrap_or(i64::MAX) + 100_000_000;
-            verify!((0..=most).contains(&gone), "timer {id} has {rest} ns left, {gone} ns less than at its start");
+            verify!(
+                (0..=most).contains(&gone),
+                "timer {id} has {rest} ns left, {gone} ns less than at its start"
+            );
         }
         for id in [ids[4], ids[6], ids[8]] {
             verify!(get(id)? == (0, 0), "the timer {id} that was never set runs: {:?}", get(id)?);

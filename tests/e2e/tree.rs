@@ -48,7 +48,8 @@ fn ask_all(asks: &[[i32; 2]], answers: &[[i32; 2]]) -> Result<Vec<[i32; 4]>, Str
     for (ask, answer) in asks.iter().zip(answers) {
         put(ask[1], b"?").map_err(|error| error.to_string())?;
         let bytes = take(answer[0], 16).map_err(|error| error.to_string())?;
-        let words = bytes.chunks_exact(4).map(|chunk| i32::from_ne_bytes(chunk.try_into().expect("four bytes")));
+        let words =
+            bytes.chunks_exact(4).map(|chunk| i32::from_ne_bytes(chunk.try_into().expect("four bytes")));
         all.push(words.collect::<Vec<i32>>().try_into().map_err(|_| "a short answer")?);
     }
     Ok(all)
@@ -100,7 +101,12 @@ fn zombies(stage: Stage) {
     let mut made = Vec::new();
     let mut make = move || {
         made.clear();
-        made.extend([(fork(|| 0), 0), (fork(|| 37), 37 << 8), (die(libc::SIGTERM), 15), (die(libc::SIGKILL), 9)]);
+        made.extend([
+            (fork(|| 0), 0),
+            (fork(|| 37), 37 << 8),
+            (die(libc::SIGTERM), 15),
+            (die(libc::SIGKILL), 9),
+        ]);
         for &(pid, _) in &made {
             let stat = format!("/proc/{pid}/stat");
             while fs::read_to_string(&stat).is_ok_and(|text| !text.contains(") Z ")) {
@@ -157,7 +163,10 @@ fn stopped(stage: Stage) {
         verify!(bytes.len() == 16, "a short answer of the child that was stopped");
         // SAFETY: `status` is a valid place.
         let told = unsafe { libc::waitpid(child, &raw mut status, libc::WCONTINUED) };
-        verify!(told == child && libc::WIFCONTINUED(status), "waitpid for the continued child: {told} {status:#x}");
+        verify!(
+            told == child && libc::WIFCONTINUED(status),
+            "waitpid for the continued child: {told} {status:#x}"
+        );
         stop();
         Ok(())
     });

@@ -101,7 +101,9 @@ fn ppoll(time: Duration) -> i64 {
 fn epoll_wait(time: Duration) -> i64 {
     let mut events = [libc::epoll_event { events: 0, u64: 0 }; 4];
     // SAFETY: room for four events.
-    i64::from(unsafe { libc::epoll_wait(SET.with(|set| *set), events.as_mut_ptr(), 4, time.as_millis() as i32) })
+    i64::from(unsafe {
+        libc::epoll_wait(SET.with(|set| *set), events.as_mut_ptr(), 4, time.as_millis() as i32)
+    })
 }
 
 fn epoll_pwait2(time: Duration) -> i64 {
@@ -156,7 +158,8 @@ fn away(outages: &PathBuf, from: Duration, to: Duration) -> Duration {
     let start = Instant::now();
     loop {
         let text = fs::read_to_string(outages).unwrap_or_default();
-        let times = text.lines().filter_map(|line| line.split_once(' ')?.1.parse().ok()).map(Duration::from_nanos);
+        let times =
+            text.lines().filter_map(|line| line.split_once(' ')?.1.parse().ok()).map(Duration::from_nanos);
         let times: Vec<Duration> = times.collect();
         let open = times.len() % 2 == 1;
         if open && start.elapsed() < Duration::from_secs(10) {

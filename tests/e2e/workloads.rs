@@ -148,7 +148,8 @@ fn parallel_build() -> Outcome {
     let objects: String = (0..count).map(|number| format!("part{number}.o ")).collect();
     let rule = "%.o: %.c\n\tgcc -O2 -pipe -c -o $@.draft $< && mv $@.draft $@\n";
     fs::write(case.path("Makefile"), format!("all: {objects}\n{rule}"))?;
-    let made = |case: &Case| (0..count).filter(|number| case.path(&format!("part{number}.o")).exists()).count();
+    let made =
+        |case: &Case| (0..count).filter(|number| case.path(&format!("part{number}.o")).exists()).count();
     let mut root = spawn(case.command(&bash, "build")?.args(["-c", BUILD]))?;
     for round in 1..=2_usize {
         // In the middle, and at a moment when a compiler is at work.

@@ -133,7 +133,8 @@ impl Case {
         }
         // SAFETY: setsid is async-signal-safe.
         unsafe {
-            command.pre_exec(|| if libc::setsid() < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) });
+            command
+                .pre_exec(|| if libc::setsid() < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) });
         }
         Ok(command)
     }

@@ -13,9 +13,28 @@ pub(crate) struct Facts(BTreeMap<String, String>);
 
 /// Lines of `/proc/self/status` that must stay.
 const STATUS: &[&str] = &[
-    "Name", "Umask", "Uid", "Gid", "FDSize", "Groups", "Kthread", "SigBlk", "SigIgn", "SigCgt", "CapInh", "CapPrm",
-    "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp", "Seccomp_filters", "Cpus_allowed", "THP_enabled",
-    "untag_mask", "Threads",
+    "Name",
+    "Umask",
+    "Uid",
+    "Gid",
+    "FDSize",
+    "Groups",
+    "Kthread",
+    "SigBlk",
+    "SigIgn",
+    "SigCgt",
+    "CapInh",
+    "CapPrm",
+    "CapEff",
+    "CapBnd",
+    "CapAmb",
+    "NoNewPrivs",
+    "Seccomp",
+    "Seccomp_filters",
+    "Cpus_allowed",
+    "THP_enabled",
+    "untag_mask",
+    "Threads",
 ];
 
 /// Files of `/proc/self` whose bytes must stay.
@@ -97,7 +116,8 @@ impl Facts {
             self.note(name, target.map_or_else(|error| error.to_string(), |path| path.display().to_string()));
         }
         let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
-        let fields: Vec<&str> = stat.rsplit_once(") ").map(|(_, rest)| rest.split(' ').collect()).unwrap_or_default();
+        let fields: Vec<&str> =
+            stat.rsplit_once(") ").map(|(_, rest)| rest.split(' ').collect()).unwrap_or_default();
         for (number, name) in STAT {
             self.note(*name, fields.get(number - 3).unwrap_or(&"?"));
         }
@@ -157,9 +177,10 @@ impl Facts {
             // SAFETY: these options take no pointer.
             self.note(name, unsafe { libc::prctl(option, 0, 0, 0, 0) });
         }
-        for (name, option) in
-            [("signal on parent's death", libc::PR_GET_PDEATHSIG), ("subreaper", libc::PR_GET_CHILD_SUBREAPER)]
-        {
+        for (name, option) in [
+            ("signal on parent's death", libc::PR_GET_PDEATHSIG),
+            ("subreaper", libc::PR_GET_CHILD_SUBREAPER),
+        ] {
             let mut value = 0_i32;
             // SAFETY: these options write one int to the place.
             unsafe { libc::prctl(option, &raw mut value, 0, 0, 0) };
@@ -220,8 +241,10 @@ pub(crate) fn memory_map() -> String {
     let text = fs::read_to_string("/proc/self/smaps").unwrap_or_default();
     for line in text.lines() {
         if let Some(flags) = line.strip_prefix("VmFlags:") {
-            let kept: Vec<&str> =
-                flags.split_whitespace().filter(|flag| !matches!(*flag, "sd" | "ac" | "mr" | "mw" | "me")).collect();
+            let kept: Vec<&str> = flags
+                .split_whitespace()
+                .filter(|flag| !matches!(*flag, "sd" | "ac" | "mr" | "mw" | "me"))
+                .collect();
             if let Some(last) = mappings.last_mut() {
                 last.flags = kept.join(" ");
             }
@@ -233,7 +256,14 @@ pub(crate) fn memory_map() -> String {
         let number = |text| u64::from_str_radix(text, 16);
         let (Ok(start), Ok(end), Ok(offset)) = (number(start), number(end), number(offset)) else { continue };
         let name = without_number(name.trim());
-        mappings.push(Mapping { start, end, protection: protection.into(), offset, name, flags: String::new() });
+        mappings.push(Mapping {
+            start,
+            end,
+            protection: protection.into(),
+            offset,
+            name,
+            flags: String::new(),
+        });
     }
     let mut joined: Vec<Mapping> = Vec::new();
     for mapping in mappings {

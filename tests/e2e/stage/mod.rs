@@ -53,7 +53,9 @@ pub(crate) fn main(words: &[String]) -> ExitCode {
 }
 
 /// Starts a thread and waits until it runs, so that whatever the library maps for it is there.
-pub(crate) fn thread<T: Send + 'static>(body: impl FnOnce() -> T + Send + 'static) -> std::thread::JoinHandle<T> {
+pub(crate) fn thread<T: Send + 'static>(
+    body: impl FnOnce() -> T + Send + 'static,
+) -> std::thread::JoinHandle<T> {
     let (tell, hear) = std::sync::mpsc::sync_channel(0);
     let handle = std::thread::spawn(move || {
         tell.send(()).unwrap();
