@@ -1,7 +1,7 @@
 //! Images that must be refused before anything is created: missing, foreign, cut short, flipped, too new.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::harness::case::{Case, text};
 use crate::harness::process::children;
@@ -28,7 +28,7 @@ fn image(case: &mut Case) -> Outcome<PathBuf> {
 }
 
 /// Both commands must refuse this file, and no process may come of it.
-fn refused(case: &mut Case, file: &PathBuf, codes: &[i32], what: &str) -> Outcome {
+fn refused(case: &mut Case, file: &Path, codes: &[i32], what: &str) -> Outcome {
     for arguments in [&["check", text(file)][..], &["restore", text(file), "--detach"]] {
         let ran = case.vckpt(arguments)?;
         if let Err(stop) = ran.refused(codes) {

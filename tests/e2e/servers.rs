@@ -38,7 +38,7 @@ fn redis_server() -> Outcome {
         let size = redis(port, "DBSIZE")?;
         ensure!(size == ":200001", "{size} keys");
         let image = case.dump(root)?;
-        ensure!(!ping(), "something answers on the port of the dumped redis");
+        ensure!(case.is_control() || !ping(), "something answers on the port of the dumped redis");
         root = case.restore(&image)?;
         until("redis to answer after the restore", LIMIT, || ping().then_some(()))?;
         let now = redis(port, "DEBUG DIGEST")?;

@@ -11,7 +11,7 @@ use crate::harness::case::{Case, text};
 use crate::harness::process::{
     alive, children, signal, spawn, take_status, tree, until, wait_exit, wait_gone,
 };
-use crate::harness::{Outcome, Topic, ensure};
+use crate::harness::{Outcome, Topic, ensure, fail};
 use crate::stage::Stage;
 use crate::stage::kernel::check;
 
@@ -82,7 +82,7 @@ impl Terminal {
             seen.find(wanted)
         });
         let Ok(place) = found else {
-            return crate::harness::fail(format!("{wanted:?} does not come; on the terminal is {seen:?}"));
+            return fail(format!("{wanted:?} does not come; on the terminal is {seen:?}"));
         };
         seen.drain(..place + wanted.len());
         Ok(())
@@ -191,8 +191,11 @@ fn in_foreground(case: &mut Case) -> Outcome<(i32, [std::path::PathBuf; 2], i32)
     let pid_file = case.path("root.pid");
     let (supervisor, files) = case.start_vckpt(&["restore", text(&image), "--pid-file", text(&pid_file)])?;
     let root = until("the PID file of the restore in the foreground", LIMIT, || {
-        std::fs::read_to_string(&pid_file).ok()?.trim().parse().ok()
-    })?;
+        if !alive(supervisor) {
+            return Some(fail("the restore in the foreground ended early"));
+        }
+        std::fs::read_to_string(&pid_file).ok()?.trim().parse().ok().map(Ok)
+    })??;
     ensure!(alive(root) && alive(supervisor), "the restored program or its supervisor has ended");
     Ok((supervisor, files, root))
 }

@@ -113,6 +113,11 @@ impl Case {
         Ok(case)
     }
 
+    /// True in the control run, in which nothing is dumped.
+    pub(crate) fn is_control(&self) -> bool {
+        self.control.is_some()
+    }
+
     /// A path in the folder of the case.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.join(name)

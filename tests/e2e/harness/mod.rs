@@ -48,14 +48,20 @@ macro_rules! ensure {
 }
 pub(crate) use ensure;
 
+/// A program that is frozen, by name.
+pub(crate) type Fixture = (&'static str, fn(crate::stage::Stage));
+
+/// What is tried with such programs, by name.
+pub(crate) type Trial = (&'static str, fn() -> Outcome);
+
 /// One topic: a file of fixtures and the cases that freeze them.
 pub(crate) struct Topic {
     /// First part of the names of its cases.
     pub(crate) name: &'static str,
     /// The programs that are frozen.
-    pub(crate) fixtures: &'static [(&'static str, fn(crate::stage::Stage))],
+    pub(crate) fixtures: &'static [Fixture],
     /// The cases, by name.
-    pub(crate) cases: &'static [(&'static str, fn() -> Outcome)],
+    pub(crate) cases: &'static [Trial],
 }
 
 /// True when this process is root.
