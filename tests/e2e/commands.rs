@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::harness::case::{Case, text};
 use crate::harness::process::{alive, spawn, state, until, wait_exit, wait_gone};
-use crate::harness::{Outcome, Topic, ensure, skip};
+use crate::harness::{Outcome, Topic, ensure, fail, skip};
 use crate::stage::Stage;
 use crate::stage::kernel::{check, fork, pipe, put};
 
@@ -220,7 +220,10 @@ fn take_pid(pid: i32) -> Outcome<i32> {
             unsafe { libc::pause() };
         },
         got if got == i64::from(pid) => Ok(pid),
-        _ => skip(format!("clone3 with a chosen PID ({})", std::io::Error::last_os_error())),
+        _ => match std::io::Error::last_os_error() {
+            error if error.raw_os_error() == Some(libc::EPERM) => skip("clone3 with a chosen PID"),
+            error => fail(format!("PID {pid} cannot be taken: {error}")),
+        },
     }
 }
 
