@@ -3,15 +3,31 @@
 //! Adding a kind: a file here with a type that implements [`Record`], a [`Kind`], and a line in [`REGISTRY`].
 //! Fields are encoded by position: adding one is a new [`Record::VERSION`].
 
+pub mod connection;
+pub mod current_directory;
+pub mod data_queued;
+pub mod description;
+pub mod descriptor_table;
+pub mod epoll;
+pub mod event_descriptor;
+pub mod file;
+pub mod file_locking;
 pub mod kind;
 pub mod lightweight_process;
 pub mod mmap_memory;
+pub mod nameless_file;
+pub mod pipe;
 pub mod platform_name;
 pub mod process;
 pub mod process_map;
 pub mod process_status;
 pub mod shared_segment;
+pub mod signal_descriptor;
 pub mod snapshot;
+pub mod socket_option;
+pub mod terminal;
+pub mod timer_descriptor;
+pub mod unix_socket;
 
 use crate::id::Identity;
 pub use kind::Kind;
@@ -87,4 +103,18 @@ pub const REGISTRY: &[Entry] = &[
     entry::<process_map::ProcessMap>(),
     entry::<mmap_memory::MmapMemory>(),
     entry::<shared_segment::SharedSegment>(),
+    entry::<file::File>(),
+    entry::<nameless_file::NamelessFile>(),
+    entry::<descriptor_table::DescriptorTable>(),
+    entry::<pipe::Pipe>(),
+    entry::<data_queued::DataQueued>(),
+    entry::<file_locking::FileLocking>(),
+    entry::<current_directory::CurrentDirectory>(),
+    entry::<event_descriptor::EventDescriptor>(),
+    entry::<epoll::Epoll>(),
+    entry::<signal_descriptor::SignalDescriptor>(),
+    entry::<timer_descriptor::TimerDescriptor>(),
+    entry::<unix_socket::UnixSocket>(),
+    entry::<connection::Connection>(),
+    entry::<terminal::Terminal>(),
 ];
