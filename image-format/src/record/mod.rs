@@ -29,6 +29,7 @@ pub mod terminal;
 pub mod timer_descriptor;
 pub mod unix_socket;
 
+use crate::codec::{self, CodecError};
 use crate::id::Identity;
 pub use kind::Kind;
 use serde::Serialize;
@@ -68,7 +69,11 @@ pub struct Entry {
     /// The newest version of its data that this program reads.
     pub version: u16,
     /// Decodes the data and gives all that can be said without its type.
-    pub examine: fn(&[u8]) -> Result<Examined, crate::codec::CodecError>,
+    pub examine: fn(&[u8]) -> Result<Examined, CodecError>,
+    /// Decodes the data and gives its `Debug` rendering.
+    pub debug: fn(&[u8]) -> Result<String, CodecError>,
+    /// Decodes the data and gives it as JSON.
+    pub json: fn(&[u8]) -> Result<serde_json::Value, CodecError>,
 }
 
 /// A record that was decoded by [`Entry::examine`].
@@ -85,12 +90,36 @@ pub struct Examined {
 /// The [`Entry`] of a record type.
 #[must_use]
 pub const fn entry<R: Record>() -> Entry {
-    Entry { kind: R::KIND, version: R::VERSION, examine: examine::<R> }
+    Entry { kind: R::KIND, version: R::VERSION, examine: examine::<R>, debug: debug::<R>, json: json::<R> }
 }
 
-fn examine<R: Record>(data: &[u8]) -> Result<Examined, crate::codec::CodecError> {
-    let record: R = crate::codec::decode(data)?;
+fn examine<R: Record>(data: &[u8]) -> Result<Examined, CodecError> {
+    let record: R = codec::decode(data)?;
     Ok(Examined { defines: record.defines(), refers: record.refers(), check: record.check() })
+}
+
+fn debug<R: Record>(data: &[u8]) -> Result<String, CodecError> {
+    Ok(format!("{:?}", codec::decode::<R>(data)?))
+}
+
+fn json<R: Record>(data: &[u8]) -> Result<serde_json::Value, CodecError> {
+    serde_json::to_value(codec::decode::<R>(data)?).map_err(|error| CodecError::Encode(error.to_string()))
+}
+
+/// The [`Entry`] of a kind, if this program understands it.
+#[must_use]
+pub fn find(kind: Kind) -> Option<&'static Entry> {
+    REGISTRY.iter().find(|entry| entry.kind == kind)
+}
+
+/// The data of a record of this kind as JSON.
+///
+/// # Errors
+/// [`CodecError`] if the data is not of this kind, or if the kind is in no [`REGISTRY`].
+pub fn to_json(kind: Kind, data: &[u8]) -> Result<serde_json::Value, CodecError> {
+    let entry =
+        find(kind).ok_or_else(|| CodecError::Decode(format!("records of kind {kind} are not known")))?;
+    (entry.json)(data)
 }
 
 /// The one list of all kinds that this program understands.

@@ -12,8 +12,11 @@
 //!
 //! Not here: the transport (supervisor: `stub::channel`; stub: `serve`) and the meaning of any system call.
 
+#[cfg(not(parasite_stub))]
+mod bytes;
+
 /// Changes with every change of the protocol.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// First word of a boot page: `"vckpboot"` read as a little-endian number.
 pub const BOOT_MAGIC: u64 = u64::from_le_bytes(*b"vckpboot");
 /// Result of a call that was not run because an earlier [`STOP_ON_ERROR`] call failed.
@@ -97,6 +100,8 @@ pub mod epitaph {
     pub const END_OF_FILE: u64 = 3;
     /// Receiving failed; detail: the error number.
     pub const RECEIVE: u64 = 4;
+    /// Answering failed; detail: the error number.
+    pub const SEND: u64 = 5;
 }
 
 /// Header of a request.
@@ -123,7 +128,9 @@ pub struct Reply {
     pub call_count: u32,
     /// Bytes of data that follow the results.
     pub data_length: u32,
-    /// Number of descriptors that were received with the request.
+    /// Number of descriptors that were received with the request. If the kernel could not hand over all that were
+    /// sent (the task's limit, a security module), those that came are closed, and nothing is run: every result is
+    /// [`NOT_RUN`]. Descriptors of a request that is run are the batch's to close.
     pub descriptor_count: u32,
 }
 
@@ -160,19 +167,25 @@ pub mod argument {
 
 /// What a batch can ask for besides system calls: numbers that no kernel uses.
 pub mod operation {
-    /// `clone3(arguments[0], arguments[1])` as a process: the child closes its copy of the parent's socket, takes
-    /// descriptor `arguments[2]` as its own socket and serves it with a copy of the parent's area; the parent closes
-    /// `arguments[2]` and has the child's pid as the result. `arguments[3]`: the number that the child gives to its
-    /// socket (`dup3`).
+    /// `clone3(arguments[0], arguments[1])` as a process (without `CLONE_VM`): the child closes its copy of the
+    /// parent's socket, takes descriptor `arguments[2]` as its own socket and serves it with a copy of the parent's
+    /// area; the parent closes `arguments[2]`, even if it has no child, and has the child's pid as the result.
+    /// `arguments[3]`: the number that the child gives to its socket (`dup3`); if that fails, the child ends.
+    ///
+    /// With `CLONE_FILES` there is one table for both: neither closes or moves anything, and the child's socket is
+    /// `arguments[2]`. Whatever the parent is, the child is a [`PUPPET`](super::mode::PUPPET) without a home, so that
+    /// a copy of a task never runs on as that task.
     pub const SPAWN: u64 = 0x7663_0001;
     /// `clone3(arguments[0], arguments[1])` as a thread that starts on the boot page at `arguments[2]` (its `clone_args`
-    /// name the stack in that area). The result is the thread's tid.
+    /// name the stack in that area). The result is the thread's tid. It shares the code of this area, so its own
+    /// needs none. Any task that shares the memory is such a thread, whatever else it shares.
     pub const SPAWN_THREAD: u64 = 0x7663_0002;
     /// Close the stub's own socket and wait for ever with `ppoll(NULL, 0, NULL, NULL)`, without an answer: the end of
     /// file on the supervisor's end is the answer, and the supervisor then sets the registers by ptrace.
     /// Must be the last call.
     pub const PARK: u64 = 0x7663_0003;
     /// Become the init of a PID namespace: answer, close the socket, then reap children until the child with pid
-    /// `arguments[0]` has ended and no other is left, and end as it did. Signals are left as they are.
+    /// `arguments[0]` has ended and no other is left, and end as it did: with its status, or with 128 + N if signal N
+    /// ended it. Signals are left as they are. The result is 0; calls behind it are not run.
     pub const INIT: u64 = 0x7663_0004;
 }

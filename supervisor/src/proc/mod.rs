@@ -1,0 +1,8 @@
+//! `/proc`: parsers of its texts (bytes in, structures out), and one place that reads the files.
+//!
+//! The parsers refuse what they do not know: a checkpoint must not lose what it can't name.
+
+pub mod identity;
+pub mod maps;
+pub mod read;
+pub mod stat;

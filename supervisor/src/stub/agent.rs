@@ -1,0 +1,380 @@
+//! The stub in a task that is being dumped: put in place, asked, and taken out again without a trace.
+//!
+//! At every moment from [`Agent::prepare`] to [`Agent::release`] the task finds its own way back if this program dies:
+//! see [`sigframe`](crate::tracee::sigframe). The one exception is a task whose stack has no room below its red zone
+//! for the frames; then the few microseconds of each remote call are not covered.
+
+use super::batch::{Batch, Outcome};
+use super::channel::Channel;
+use crate::error::{Error, Result, Subject, code};
+use crate::sys::process;
+use crate::sys::ptrace::Registers;
+use crate::tracee::sigframe::{self, Gadgets, WayHome};
+use crate::tracee::{Running, Stop, Stopped};
+use std::fs::File;
+use std::os::fd::BorrowedFd;
+use std::os::unix::fs::FileExt;
+use std::time::{Duration, Instant};
+use vckpt_parasite::protocol::{self, Boot, mode};
+
+/// How long a task may take for a step of being injected or released.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What a process offers to the agents in its threads.
+#[derive(Debug, Clone, Copy)]
+pub struct Host<'process> {
+    /// `/proc/<pid>/mem`, open for reading and writing.
+    pub memory: &'process File,
+    /// A descriptor for the process.
+    pub pidfd: BorrowedFd<'process>,
+    /// Instructions of its own.
+    pub gadgets: Gadgets,
+}
+
+#[derive(Debug)]
+enum State {
+    Stopped(Stopped),
+    Running(Running),
+    Gone,
+}
+
+/// A thread that stands still, and the stub in it if one was put there.
+#[derive(Debug)]
+pub struct Agent {
+    tid: i32,
+    state: State,
+    /// What the thread will be put back to.
+    registers: Registers,
+    xstate: Vec<u8>,
+    signal_mask: u64,
+    pending: Vec<[u8; 128]>,
+    shared_pending: Vec<[u8; 128]>,
+    rseq: (u64, u32, u32),
+    injected: Option<Injected>,
+}
+
+#[derive(Debug)]
+struct Injected {
+    channel: Channel,
+    /// Number of the stub's end in the target.
+    socket: i32,
+    area: u64,
+    call_and_return: u64,
+    way_home: WayHome,
+    /// What was below the stack pointer before.
+    overwritten: Vec<u8>,
+}
+
+impl Agent {
+    /// Takes down the state of a thread that was interrupted. Nothing is changed, but that a call which the kernel
+    /// would end with `EINTR` only because of us is marked to be restarted.
+    ///
+    /// # Errors
+    /// If the thread is gone or can't be read.
+    pub fn prepare(stopped: Stopped) -> Result<Self> {
+        let mut registers = stopped.registers()?;
+        let in_call = registers.orig_rax.cast_signed() >= 0;
+        if in_call && registers.rax.cast_signed() == -i64::from(libc::EINTR) {
+            // -ERESTARTNOHAND: made again unless a handler runs, which is what the program would have seen.
+            registers.rax = (-514_i64).cast_unsigned();
+            stopped.set_registers(&registers)?;
+        }
+        Ok(Self {
+            tid: stopped.tid(),
+            xstate: stopped.xstate()?,
+            signal_mask: stopped.signal_mask()?,
+            pending: stopped.pending_signals(false)?,
+            shared_pending: stopped.pending_signals(true)?,
+            rseq: crate::sys::ptrace::rseq(stopped.tid()).unwrap_or_default(),
+            registers,
+            state: State::Stopped(stopped),
+            injected: None,
+        })
+    }
+
+    /// The thread's own registers.
+    #[must_use]
+    pub fn registers(&self) -> &Registers {
+        &self.registers
+    }
+
+    /// The thread's own extended state.
+    #[must_use]
+    pub fn xstate(&self) -> &[u8] {
+        &self.xstate
+    }
+
+    /// The thread's own signal mask: bit n-1 for signal n.
+    #[must_use]
+    pub fn signal_mask(&self) -> u64 {
+        self.signal_mask
+    }
+
+    /// The thread's rseq area: address (0: none), size, signature.
+    #[must_use]
+    pub fn rseq(&self) -> (u64, u32, u32) {
+        self.rseq
+    }
+
+    /// The signals that were pending at the freeze, for the thread or for its process: raw `siginfo_t`, in order.
+    ///
+    /// # Errors
+    /// None today.
+    pub fn pending(&self, shared: bool) -> Result<Vec<[u8; 128]>> {
+        Ok(if shared { self.shared_pending.clone() } else { self.pending.clone() })
+    }
+
+    /// Numbers of descriptors in the target that are the stub's, not the target's.
+    #[must_use]
+    pub fn descriptors(&self) -> Vec<i32> {
+        self.injected.iter().map(|injected| injected.socket).collect()
+    }
+
+    /// Puts the stub into the thread, at an address where `protocol::AREA_LENGTH` bytes are free.
+    ///
+    /// # Errors
+    /// [`code::INJECT`] if the target refuses a call; if the thread is gone.
+    pub fn inject(&mut self, host: Host<'_>, area: u64) -> Result<()> {
+        let State::Stopped(stopped) = std::mem::replace(&mut self.state, State::Gone) else {
+            return Err(Error::new(code::INTERNAL, "a stub for a task that does not stand still"));
+        };
+        let way_home = sigframe::way_home(
+            &self.registers,
+            &self.xstate,
+            self.signal_mask,
+            host.gadgets,
+            (area, protocol::AREA_LENGTH as u64),
+        );
+        let mut overwritten = vec![0; way_home.bytes.len()];
+        read_exact(host.memory, way_home.address, &mut overwritten)?;
+        write_exact(host.memory, way_home.address, &way_home.bytes)?;
+
+        let code_length = protocol::CODE_LENGTH as u64;
+        let rest = protocol::AREA_LENGTH as u64 - code_length;
+        let executable = u64::from((libc::PROT_READ | libc::PROT_EXEC).cast_unsigned());
+        let writable = u64::from((libc::PROT_READ | libc::PROT_WRITE).cast_unsigned());
+        let call = |stopped: Stopped, number: i64, arguments: [u64; 6]| {
+            let registers = call_registers(&self.registers, host.gadgets, &way_home, number, arguments);
+            stopped.set_registers(&registers)?;
+            stopped.set_signal_mask(u64::MAX)?;
+            let stopped = stopped.make_call(Instant::now() + PATIENCE)?;
+            let result = stopped.registers()?.rax.cast_signed();
+            Ok::<_, Box<Error>>((stopped, result))
+        };
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE | libc::MAP_NORESERVE;
+        let flags = u64::from(flags.cast_unsigned());
+        let mut stopped = stopped;
+        for (address, length, protection) in [(area, code_length, executable), (area + code_length, rest, writable)] {
+            let result;
+            let arguments = [address, length, protection, flags, u64::MAX, 0];
+            (stopped, result) = call(stopped, libc::SYS_mmap, arguments)?;
+            if result.cast_unsigned() != address {
+                self.put_back(stopped, &way_home, &overwritten, host.memory)?;
+                return Err(self.refused("making room for the stub", result));
+            }
+        }
+        let boot = Boot {
+            magic: protocol::BOOT_MAGIC,
+            version: protocol::VERSION,
+            mode: mode::AGENT,
+            socket: -1,
+            peer: -1,
+            area,
+            home: way_home.first,
+            epitaph: 0,
+            epitaph_detail: 0,
+        };
+        let boot_address = area + protocol::BOOT_OFFSET as u64;
+        write_exact(host.memory, area, vckpt_parasite::STUB_IMAGE)?;
+        write_exact(host.memory, boot_address, &boot.to_bytes())?;
+        let mut registers = self.registers;
+        registers.rip = area + vckpt_parasite::ENTRY_OFFSET as u64;
+        registers.rsp = area + (protocol::STACK_OFFSET + protocol::STACK_LENGTH) as u64;
+        registers.rdi = boot_address;
+        registers.orig_rax = u64::MAX;
+        registers.eflags &= !0x400;
+        stopped.set_registers(&registers)?;
+        let stopped = stopped.make_call(Instant::now() + PATIENCE)?;
+        let result = stopped.registers()?.rax.cast_signed();
+        if result != 0 {
+            // The stub notices by itself and goes home, unmapping its area.
+            self.state = State::Running(stopped.resume(0)?);
+            return Err(self.refused("making the socket pair of the stub", result));
+        }
+        let mut bytes = [0; size_of::<Boot>()];
+        read_exact(host.memory, boot_address, &mut bytes)?;
+        let boot = Boot::from_bytes(&bytes);
+        let socket = process::pidfd_getfd(host.pidfd, boot.peer)
+            .map_err(|errno| Error::system(code::INJECT, "fetching the socket of the stub", errno));
+        self.state = State::Running(stopped.resume(0)?);
+        self.injected = Some(Injected {
+            channel: Channel::new(socket?),
+            socket: boot.socket,
+            area,
+            call_and_return: host.gadgets.call_and_return,
+            way_home,
+            overwritten,
+        });
+        Ok(())
+    }
+
+    fn refused(&self, what: &str, result: i64) -> Box<Error> {
+        let errno = i32::try_from(-result).unwrap_or(0);
+        Error::system(code::INJECT, what, std::io::Error::from_raw_os_error(errno)).about(self.subject())
+    }
+
+    fn subject(&self) -> Subject {
+        Subject { task: u32::try_from(self.tid).ok(), ..Subject::default() }
+    }
+
+    /// Runs a batch and checks that what must not fail did not.
+    ///
+    /// # Errors
+    /// [`code::STUB_SILENT`], [`code::TARGET_DIED`], [`code::REMOTE_CALL`].
+    pub fn run(&mut self, batch: &Batch) -> Result<Outcome> {
+        self.send(batch)?;
+        self.receive(batch)
+    }
+
+    /// Sends a batch without waiting for what comes of it.
+    ///
+    /// # Errors
+    /// [`code::STUB_SILENT`].
+    pub fn send(&mut self, batch: &Batch) -> Result<()> {
+        let Some(injected) = &self.injected else {
+            return Err(Error::new(code::INTERNAL, "a batch for a task without a stub").about(self.subject()));
+        };
+        injected.channel.send(batch).map_err(|error| error.about(self.subject()))
+    }
+
+    /// Waits for what comes of the batch that was sent.
+    ///
+    /// # Errors
+    /// As [`Agent::run`].
+    pub fn receive(&mut self, batch: &Batch) -> Result<Outcome> {
+        let subject = self.subject();
+        let Some(injected) = &self.injected else {
+            return Err(Error::new(code::INTERNAL, "an answer from a task without a stub").about(subject));
+        };
+        let state = &mut self.state;
+        let outcome = injected.channel.receive(batch, || look(state)).map_err(|error| error.about(subject.clone()))?;
+        outcome.check(batch, &subject)?;
+        Ok(outcome)
+    }
+
+    /// Takes the stub out: the thread stands still with its own state, as after [`Agent::prepare`].
+    ///
+    /// # Errors
+    /// If the thread is gone or does not obey. If it can't be taken out, the stub goes home by itself when its
+    /// channel is dropped.
+    pub fn remove(&mut self, memory: &File) -> Result<()> {
+        let Some(injected) = self.injected.take() else { return Ok(()) };
+        let running = match std::mem::replace(&mut self.state, State::Gone) {
+            State::Running(running) => running,
+            other => {
+                self.state = other;
+                return Err(Error::new(code::INTERNAL, "a stub in a task that does not run").about(self.subject()));
+            }
+        };
+        running.interrupt()?;
+        let mut stopped = running.expect_interruption(Instant::now() + PATIENCE)?;
+        let gadgets = Gadgets { call_and_return: injected.call_and_return, signal_return: 0 };
+        let socket = u64::from(injected.socket.cast_unsigned());
+        let calls = [
+            (libc::SYS_close, [socket, 0, 0, 0, 0, 0]),
+            (libc::SYS_munmap, [injected.area, protocol::AREA_LENGTH as u64, 0, 0, 0, 0]),
+        ];
+        for (number, arguments) in calls {
+            let registers = call_registers(&self.registers, gadgets, &injected.way_home, number, arguments);
+            stopped.set_registers(&registers)?;
+            stopped = stopped.make_call(Instant::now() + PATIENCE)?;
+        }
+        self.put_back(stopped, &injected.way_home, &injected.overwritten, memory)
+    }
+
+    /// Puts a thread that stands still after a remote call back to its own state.
+    fn put_back(&mut self, stopped: Stopped, way_home: &WayHome, overwritten: &[u8], memory: &File) -> Result<()> {
+        let stopped = stopped.to_interruption(Instant::now() + PATIENCE)?;
+        stopped.set_xstate(&self.xstate)?;
+        stopped.set_registers(&self.registers)?;
+        stopped.set_signal_mask(self.signal_mask)?;
+        write_exact(memory, way_home.address, overwritten)?;
+        self.state = State::Stopped(stopped);
+        Ok(())
+    }
+
+    /// Lets the thread go on, or, with a signal, makes that happen to it as it goes.
+    ///
+    /// # Errors
+    /// If the thread is gone.
+    pub fn release(&mut self) -> Result<()> {
+        match std::mem::replace(&mut self.state, State::Gone) {
+            State::Stopped(stopped) => stopped.detach(0),
+            State::Running(_) | State::Gone => Ok(()),
+        }
+    }
+
+    /// Whether a stub is in place.
+    #[must_use]
+    pub fn is_injected(&self) -> bool {
+        self.injected.is_some()
+    }
+}
+
+/// Fails if a running task has ended or was stopped by something that the stub can't survive.
+fn look(state: &mut State) -> Result<()> {
+    let State::Running(running) = std::mem::replace(state, State::Gone) else { return Ok(()) };
+    let tid = running.tid();
+    match running.poll()? {
+        Err(running) => {
+            *state = State::Running(running);
+            Ok(())
+        }
+        Ok(Stop::Ended(status)) => {
+            Err(Error::new(code::TARGET_DIED, "the task ended meanwhile").because(format!("wait status {status:#x}")))
+        }
+        Ok(Stop::Interrupted(stopped, _) | Stop::Event(stopped, _) | Stop::Call(stopped)) => {
+            *state = State::Running(stopped.resume(0)?);
+            Ok(())
+        }
+        Ok(Stop::Signal(stopped, signal)) => {
+            let registers = stopped.registers()?;
+            *state = State::Stopped(stopped);
+            Err(Error::new(code::STUB_SILENT, "the stub was hit by a signal").because(format!(
+                "signal {signal} at {:#x}, task {tid}",
+                registers.rip
+            )))
+        }
+    }
+}
+
+/// The registers of a remote call, that goes home by itself when nobody stops it at its exit.
+fn call_registers(
+    home: &Registers,
+    gadgets: Gadgets,
+    way_home: &WayHome,
+    number: i64,
+    arguments: [u64; 6],
+) -> Registers {
+    let mut registers = *home;
+    [registers.rdi, registers.rsi, registers.rdx, registers.r10, registers.r8, registers.r9] = arguments;
+    registers.rax = number.cast_unsigned();
+    registers.orig_rax = u64::MAX;
+    registers.rip = gadgets.call_and_return;
+    registers.rsp = way_home.address;
+    registers
+}
+
+fn read_exact(memory: &File, address: u64, buffer: &mut [u8]) -> Result<()> {
+    memory.read_exact_at(buffer, address).map_err(|error| {
+        Error::system(code::MEMORY_ACCESS, "reading the memory of the target", error)
+            .about(Subject::default().address(address))
+    })
+}
+
+fn write_exact(memory: &File, address: u64, bytes: &[u8]) -> Result<()> {
+    memory.write_all_at(bytes, address).map_err(|error| {
+        Error::system(code::MEMORY_ACCESS, "writing to the memory of the target", error)
+            .about(Subject::default().address(address))
+    })
+}

@@ -1,0 +1,235 @@
+//! Processes: descriptors for them, comparing what they share, making them, and reaching into their memory.
+
+use nix::errno::Errno;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+type Result<T> = std::result::Result<T, Errno>;
+
+/// A descriptor for a process.
+///
+/// # Errors
+/// See pidfd_open(2).
+pub fn pidfd_open(pid: i32) -> Result<OwnedFd> {
+    // SAFETY: plain numbers; the kernel checks them.
+    let result = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    own(result)
+}
+
+/// A copy of a descriptor of another process.
+///
+/// # Errors
+/// See pidfd_getfd(2).
+pub fn pidfd_getfd(pidfd: BorrowedFd<'_>, number: RawFd) -> Result<OwnedFd> {
+    // SAFETY: plain numbers; the kernel checks them.
+    let result = unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), number, 0) };
+    own(result)
+}
+
+fn own(result: i64) -> Result<OwnedFd> {
+    let number = RawFd::try_from(Errno::result(result)?).map_err(|_| Errno::EOVERFLOW)?;
+    // SAFETY: the kernel has just given us this descriptor; nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// What `kcmp(2)` compares.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(i32)]
+pub enum Compare {
+    /// Open file descriptions, by descriptor.
+    File = 0,
+    /// Address spaces.
+    Memory = 1,
+    /// Descriptor tables.
+    Files = 2,
+    /// File system contexts.
+    FileSystem = 3,
+    /// Signal handlers.
+    SignalHandlers = 4,
+    /// Input and output contexts.
+    Io = 5,
+    /// System V semaphore undo lists.
+    SemaphoreUndo = 6,
+}
+
+/// Whether two tasks share something. For [`Compare::File`] the last two are descriptors, else 0.
+///
+/// # Errors
+/// See kcmp(2).
+pub fn same(kind: Compare, first: i32, second: i32, first_index: u64, second_index: u64) -> Result<bool> {
+    // SAFETY: plain numbers; the kernel checks them.
+    let result =
+        unsafe { libc::syscall(libc::SYS_kcmp, first, second, kind as i32, first_index, second_index) };
+    Errno::result(result).map(|order| order == 0)
+}
+
+/// The head of a thread's robust list and its length; 0 if none.
+///
+/// # Errors
+/// See get_robust_list(2).
+pub fn robust_list(tid: i32) -> Result<(u64, u64)> {
+    let mut head = 0_u64;
+    let mut length = 0_u64;
+    // SAFETY: both pointers lead to live 64-bit variables, which is what the kernel writes.
+    let result = unsafe { libc::syscall(libc::SYS_get_robust_list, tid, &raw mut head, &raw mut length) };
+    Errno::result(result)?;
+    Ok((head, length))
+}
+
+/// Reads another process's memory; the number of bytes that could be read.
+///
+/// # Errors
+/// See process_vm_readv(2).
+pub fn read_memory(pid: i32, address: u64, buffer: &mut [u8]) -> Result<usize> {
+    let local = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    let remote = libc::iovec { iov_base: pointer(address), iov_len: buffer.len() };
+    // SAFETY: the local vector is the exclusively borrowed buffer; the remote one is only a number to us.
+    let result = unsafe { libc::process_vm_readv(pid, &raw const local, 1, &raw const remote, 1, 0) };
+    Errno::result(result).map(isize::cast_unsigned)
+}
+
+/// Reads several ranges of another process's memory into one buffer; the number of bytes that could be read.
+///
+/// # Errors
+/// See process_vm_readv(2).
+pub fn read_ranges(pid: i32, ranges: &[(u64, usize)], buffer: &mut [u8]) -> Result<usize> {
+    let remote: Vec<libc::iovec> = ranges
+        .iter()
+        .map(|&(address, length)| libc::iovec { iov_base: pointer(address), iov_len: length })
+        .collect();
+    let local = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    // SAFETY: the local vector is the exclusively borrowed buffer; the remote ones are only numbers to us.
+    let result =
+        unsafe { libc::process_vm_readv(pid, &raw const local, 1, remote.as_ptr(), remote.len() as u64, 0) };
+    Errno::result(result).map(isize::cast_unsigned)
+}
+
+/// Writes all of the bytes into another process's memory.
+///
+/// # Errors
+/// See process_vm_writev(2); `EFAULT` if only a part could be written.
+pub fn write_memory(pid: i32, address: u64, bytes: &[u8]) -> Result<()> {
+    let local = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+    let remote = libc::iovec { iov_base: pointer(address), iov_len: bytes.len() };
+    // SAFETY: the local vector is a borrowed slice that the kernel only reads; the remote one is a number to us.
+    let result = unsafe { libc::process_vm_writev(pid, &raw const local, 1, &raw const remote, 1, 0) };
+    let written = Errno::result(result)?.cast_unsigned();
+    if written == bytes.len() { Ok(()) } else { Err(Errno::EFAULT) }
+}
+
+fn pointer(address: u64) -> *mut libc::c_void {
+    std::ptr::without_provenance_mut(usize::try_from(address).unwrap_or(usize::MAX))
+}
+
+/// `struct clone_args` of clone3(2), for [`fork_with_pids`] and for batches.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+pub struct CloneArguments {
+    /// `CLONE_…`.
+    pub flags: u64,
+    /// Where to store a pidfd.
+    pub pidfd: u64,
+    /// Where to store the tid in the child.
+    pub child_tid: u64,
+    /// Where to store the tid in the parent.
+    pub parent_tid: u64,
+    /// The signal that the end of the child sends.
+    pub exit_signal: u64,
+    /// Lowest address of the stack.
+    pub stack: u64,
+    /// Its size in bytes.
+    pub stack_size: u64,
+    /// Thread-local storage.
+    pub tls: u64,
+    /// Address of the wanted IDs, one for each PID namespace, the innermost first.
+    pub set_tid: u64,
+    /// Their number.
+    pub set_tid_size: u64,
+    /// A control group.
+    pub cgroup: u64,
+}
+
+impl CloneArguments {
+    /// As 64-bit words, in the order of the structure.
+    #[must_use]
+    pub fn words(&self) -> [u64; 11] {
+        [
+            self.flags,
+            self.pidfd,
+            self.child_tid,
+            self.parent_tid,
+            self.exit_signal,
+            self.stack,
+            self.stack_size,
+            self.tls,
+            self.set_tid,
+            self.set_tid_size,
+            self.cgroup,
+        ]
+    }
+}
+
+/// Makes a child that waits until the last writing end of the pipe `gate` is closed, and then executes `program`
+/// (an executable's descriptor) with no arguments and no environment, all signals blocked, in the directory `/`.
+/// `pids` are the IDs it is to have, the innermost namespace first; none: as the kernel gives. `close` is closed in
+/// the child first: the writing end of the gate.
+///
+/// The child shares nothing with us but the pages of this call, and makes only system calls: the state of locks and
+/// allocators that it inherits does not matter.
+///
+/// # Errors
+/// See clone3(2): `EEXIST` if an ID is taken, `EPERM` if it may not be chosen.
+pub fn fork_with_pids(
+    flags: u64,
+    pids: &[i32],
+    gate: BorrowedFd<'_>,
+    close: BorrowedFd<'_>,
+    program: BorrowedFd<'_>,
+) -> Result<i32> {
+    let arguments = CloneArguments {
+        flags,
+        exit_signal: u64::from(libc::SIGCHLD.cast_unsigned()),
+        set_tid: if pids.is_empty() { 0 } else { pids.as_ptr().expose_provenance() as u64 },
+        set_tid_size: pids.len() as u64,
+        ..CloneArguments::default()
+    };
+    let words = arguments.words();
+    let (gate, close, program) = (gate.as_raw_fd(), close.as_raw_fd(), program.as_raw_fd());
+    // SAFETY: `words` has the layout of clone_args and outlives the call; without CLONE_VM the child has its own copy
+    // of this stack.
+    let result = unsafe { libc::syscall(libc::SYS_clone3, words.as_ptr(), size_of_val(&words)) };
+    if Errno::result(result)? == 0 {
+        child(gate, close, program)
+    }
+    i32::try_from(result).map_err(|_| Errno::EOVERFLOW)
+}
+
+/// What the child of [`fork_with_pids`] does.
+fn child(gate: RawFd, close: RawFd, program: RawFd) -> ! {
+    let all = u64::MAX;
+    let mut byte = 0_u8;
+    let empty = [std::ptr::null::<libc::c_char>()];
+    // SAFETY: raw system calls with pointers to live locals of the sizes that are passed along.
+    #[expect(clippy::multiple_unsafe_ops_per_block, reason = "the same argument holds for each of these calls")]
+    unsafe {
+        libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const all, 0_u64, 8_u64);
+        libc::syscall(libc::SYS_close, close);
+        libc::syscall(libc::SYS_read, gate, &raw mut byte, 1_u64);
+        libc::syscall(libc::SYS_execveat, program, c"".as_ptr(), empty.as_ptr(), empty.as_ptr(), libc::AT_EMPTY_PATH);
+        libc::syscall(libc::SYS_exit_group, 127);
+    }
+    // Only reached if the kernel does not know exit_group.
+    #[expect(clippy::empty_loop, reason = "there is nothing else left to do")]
+    loop {}
+}
+
+/// Sends a signal to a process through its descriptor.
+///
+/// # Errors
+/// See pidfd_send_signal(2).
+pub fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> Result<()> {
+    // SAFETY: plain numbers, and no siginfo.
+    let result = unsafe {
+        libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, std::ptr::null::<u8>(), 0)
+    };
+    Errno::result(result).map(drop)
+}
