@@ -3,6 +3,11 @@
 //! A kind looks at the frozen tree and gives records ([`KindEntry::observe`]), and turns records into steps
 //! ([`KindEntry::plan`]). What a step does stands in the same folder.
 
+pub mod current_directory;
+pub mod descriptor;
+pub mod file_lock;
+pub mod nameless_file;
+
 use crate::error::Result;
 use crate::frozen::Frozen;
 use crate::plan::Plan;
@@ -21,4 +26,17 @@ pub struct KindEntry {
 }
 
 /// All kinds. Within a stage of a restore their steps run in this order.
-pub const KINDS: &[KindEntry] = &[];
+pub const KINDS: &[KindEntry] = &[
+    KindEntry {
+        name: "nameless_file",
+        observe: nameless_file::observe::observe,
+        plan: nameless_file::restore::plan,
+    },
+    KindEntry {
+        name: "current_directory",
+        observe: current_directory::observe::observe,
+        plan: current_directory::restore::plan,
+    },
+    KindEntry { name: "descriptor", observe: descriptor::observe::observe, plan: descriptor::plan },
+    KindEntry { name: "file_lock", observe: file_lock::observe::nothing, plan: file_lock::restore::plan },
+];

@@ -2,7 +2,7 @@
 
 use super::process::Compare;
 use nix::errno::Errno;
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 type Result<T> = std::result::Result<T, Errno>;
 
@@ -128,14 +128,14 @@ pub fn is_epoll_target(
     Errno::result(result).map(|order| order == 0)
 }
 
-/// Sets how often a timerfd has expired since it was read (`TFD_IOC_SET_TICKS`).
+/// A descriptor that reads the signals of a mask: bit `n - 1` for signal `n`.
 ///
 /// # Errors
-/// See `timerfd_create(2)`: `ENOTTY` if the kernel was built without checkpoint and restore.
-pub fn set_timer_ticks(file: BorrowedFd<'_>, ticks: u64) -> Result<()> {
-    /// `_IOW('T', 0, u64)`.
-    const TFD_IOC_SET_TICKS: u64 = 0x4008_5400;
-    // SAFETY: the pointer leads to a live 64-bit variable, which the kernel only reads.
-    let result = unsafe { libc::ioctl(file.as_raw_fd(), TFD_IOC_SET_TICKS, &raw const ticks) };
-    Errno::result(result).map(drop)
+/// See signalfd(2).
+pub fn signal_descriptor(mask: u64) -> Result<OwnedFd> {
+    // SAFETY: the pointer leads to a live mask of the eight bytes that are passed as its size.
+    let result = unsafe { libc::syscall(libc::SYS_signalfd4, -1, &raw const mask, 8_u64, libc::SFD_CLOEXEC) };
+    let number = RawFd::try_from(Errno::result(result)?).map_err(|_| Errno::EOVERFLOW)?;
+    // SAFETY: the kernel has just given us this descriptor; nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
