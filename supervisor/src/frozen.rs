@@ -2,9 +2,14 @@
 //!
 //! It is made by [`freeze`](crate::freeze), which also lets it go again.
 
-use crate::error::{Error, Result, Subject, code};
+use crate::error::{Error, Problems, Result, Subject, code};
+use crate::proc::identity::Identity;
+use crate::proc::maps::MapLine;
+use crate::proc::stat::Stat;
 use crate::stub::agent::Agent;
 use crate::stub::batch::{Batch, Outcome};
+use nix::errno::Errno;
+use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use vckpt_image_format::TaskId;
 use vckpt_image_format::record::process_status::State;
@@ -36,6 +41,14 @@ pub struct FrozenProcess {
     pub state: State,
     /// A descriptor that stands for it.
     pub pidfd: OwnedFd,
+    /// Its memory (`/proc/<pid>/mem`), open for reading and, unless it has ended, writing.
+    pub memory: File,
+    /// Its mappings before a stub was put in place.
+    pub maps: Vec<MapLine>,
+    /// Its `/proc/<pid>/stat`: IDs as this program sees them.
+    pub stat: Stat,
+    /// Its identity in its own namespaces.
+    pub identity: Identity,
     /// Its threads, the leader first. None if it has ended.
     pub threads: Vec<FrozenThread>,
 }
@@ -47,6 +60,8 @@ pub struct FrozenThread {
     pub id: TaskId,
     /// Its ID as this program sees it.
     pub tid: i32,
+    /// Its name (`comm`).
+    pub name: Vec<u8>,
     /// The stub in it, and the state to which it will be put back.
     pub agent: Agent,
 }
@@ -113,5 +128,48 @@ impl FrozenThread {
     /// If the stub can't be reached, or a call that must not fail did.
     pub fn run(&mut self, batch: &Batch) -> Result<Outcome> {
         self.agent.run(batch)
+    }
+}
+
+impl Frozen {
+    /// Takes every stub out, so that each thread stands still with its own state, and then lets all go on together.
+    ///
+    /// # Errors
+    /// The threads that are gone. All others are let go all the same.
+    pub fn release(mut self) -> Result<()> {
+        let mut problems = Problems::new();
+        for process in &mut self.processes {
+            for thread in &mut process.threads {
+                problems.take(thread.agent.remove(&process.memory));
+            }
+        }
+        for process in &mut self.processes {
+            for thread in &mut process.threads {
+                problems.take(thread.agent.release());
+            }
+        }
+        problems.finish()
+    }
+
+    /// Ends every process of the tree, and returns when none of them runs any more.
+    ///
+    /// # Errors
+    /// [`code::PTRACE`] if one can't be ended.
+    pub fn kill(mut self) -> Result<()> {
+        let mut problems = Problems::new();
+        for process in self.processes.iter().filter(|process| !process.threads.is_empty()) {
+            match crate::sys::process::pidfd_send_signal(process.pidfd.as_fd(), libc::SIGKILL) {
+                Ok(()) | Err(Errno::ESRCH) => {}
+                Err(errno) => problems
+                    .push(Error::system(code::PTRACE, "ending the process", errno).about(process.subject())),
+            }
+        }
+        for process in &mut self.processes {
+            // The leader last: it is only reported when all others have ended.
+            for thread in process.threads.iter_mut().rev() {
+                problems.take(thread.agent.wait_for_end());
+            }
+        }
+        problems.finish()
     }
 }

@@ -1,6 +1,7 @@
 //! Dumps and restores trees of Linux processes: the library behind `vckpt`.
 
 pub mod error;
+pub mod freeze;
 pub mod frozen;
 pub mod kinds;
 pub mod plan;

@@ -21,6 +21,8 @@
 
 mod memory;
 mod references;
+#[cfg(test)]
+mod tests;
 mod tree;
 
 use crate::error::FormatError;

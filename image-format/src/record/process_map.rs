@@ -165,7 +165,9 @@ impl Record for ProcessMap {
                 return Err(format!("mapping {start:#x}-{end:#x} is no range of pages"));
             }
             if start < last {
-                return Err(format!("mapping {start:#x}-{end:#x} overlaps the one before or is out of order"));
+                return Err(format!(
+                    "mapping {start:#x}-{end:#x} overlaps the one before or is out of order"
+                ));
             }
             last = end;
         }

@@ -36,7 +36,9 @@ impl Record for SharedSegment {
 
     fn name(&self) -> String {
         match &self.origin {
-            Origin::Anonymous => format!("segment {} of shared anonymous memory, {} bytes", self.id, self.size),
+            Origin::Anonymous => {
+                format!("segment {} of shared anonymous memory, {} bytes", self.id, self.size)
+            }
             Origin::Memfd { name, .. } => format!("segment {} memfd:{name}, {} bytes", self.id, self.size),
         }
     }

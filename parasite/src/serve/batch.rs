@@ -86,9 +86,9 @@ impl Batch<'_> {
                 Step::Leave(Outcome::Init { root })
             }
             number => {
-                // SAFETY: what the call does to this process is what the supervisor wants done; whoever serves an
-                // area gives its other end that power (`serve`). The stub's own state is in its stack frames, the
-                // boot page and the buffer, and is checked at every use or not for calls to write to.
+                // SAFETY: the supervisor wrote this call, and holds the other end of the socket: serving it means
+                // giving it the power over this process. All memory that a batch is meant to write is outside what
+                // the stub keeps in references, and the calls themselves are read anew and checked one by one.
                 Step::Result(unsafe { sys::call(number, arguments) })
             }
         }

@@ -92,6 +92,12 @@ impl Agent {
         })
     }
 
+    /// The thread's ID, as this program sees it.
+    #[must_use]
+    pub fn tid(&self) -> i32 {
+        self.tid
+    }
+
     /// The thread's own registers.
     #[must_use]
     pub fn registers(&self) -> &Registers {
@@ -180,7 +186,7 @@ impl Agent {
             socket: -1,
             peer: -1,
             area,
-            home: way_home.first,
+            home: if host.gadgets.signal_return == 0 { way_home.second } else { way_home.first },
             epitaph: 0,
             epitaph_detail: 0,
         };
@@ -203,7 +209,7 @@ impl Agent {
         }
         let mut bytes = [0; size_of::<Boot>()];
         read_exact(host.memory, boot_address, &mut bytes)?;
-        let boot = Boot::from_bytes(&bytes);
+        let boot = Boot::from_bytes(&bytes).ok_or_else(|| Error::new(code::INJECT, "the boot page is damaged"))?;
         let socket = process::pidfd_getfd(host.pidfd, boot.peer)
             .map_err(|errno| Error::system(code::INJECT, "fetching the socket of the stub", errno));
         self.state = State::Running(stopped.resume(0)?);
@@ -314,10 +320,49 @@ impl Agent {
         }
     }
 
+    /// Waits for the end of a thread that was killed.
+    ///
+    /// # Errors
+    /// [`code::PTRACE`] if it does not end.
+    pub fn wait_for_end(&mut self) -> Result<()> {
+        self.injected = None;
+        let mut running = match std::mem::replace(&mut self.state, State::Gone) {
+            State::Stopped(stopped) => stopped.killed(),
+            State::Running(running) => running,
+            State::Gone => return Ok(()),
+        };
+        loop {
+            running = match running.wait(Instant::now() + PATIENCE) {
+                Ok(Stop::Ended(_)) => return Ok(()),
+                Ok(
+                    Stop::Interrupted(stopped, _)
+                    | Stop::Event(stopped, _)
+                    | Stop::Call(stopped)
+                    | Stop::Signal(stopped, _),
+                ) => stopped.killed(),
+                Err(error) if error.code == code::TARGET_DIED => return Ok(()),
+                Err(error) => return Err(error),
+            };
+        }
+    }
+
     /// Whether a stub is in place.
     #[must_use]
     pub fn is_injected(&self) -> bool {
         self.injected.is_some()
+    }
+}
+
+impl Drop for Agent {
+    /// Lets the thread go, whatever it is doing: a stub that is still there goes home by itself.
+    fn drop(&mut self) {
+        self.injected = None;
+        if let State::Running(running) = std::mem::replace(&mut self.state, State::Gone)
+            && running.interrupt().is_ok()
+        {
+            // Dropping a stopped task detaches from it.
+            let _ = running.expect_interruption(Instant::now() + PATIENCE);
+        }
     }
 }
 

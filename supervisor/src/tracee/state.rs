@@ -11,7 +11,7 @@ pub struct Running {
     tid: i32,
 }
 
-/// A tracee that stands still.
+/// A tracee that stands still. Dropping it lets it go on, untraced.
 #[derive(Debug)]
 pub struct Stopped {
     tid: i32,
@@ -133,7 +133,7 @@ impl Stopped {
     /// [`code::TARGET_DIED`] or [`code::PTRACE`].
     pub fn resume(self, signal: i32) -> Result<Running> {
         ptrace::resume(self.tid, signal).map_err(|errno| failure(self.tid, "letting the task go on", errno))?;
-        Ok(Running { tid: self.tid })
+        Ok(self.killed())
     }
 
     /// Lets it go on to the next entry or exit of a system call.
@@ -142,7 +142,7 @@ impl Stopped {
     /// [`code::TARGET_DIED`] or [`code::PTRACE`].
     pub fn resume_to_call(self) -> Result<Running> {
         ptrace::resume_to_call(self.tid).map_err(|errno| failure(self.tid, "letting the task go on", errno))?;
-        Ok(Running { tid: self.tid })
+        Ok(self.killed())
     }
 
     /// Asks it to stop again as soon as it goes on.
@@ -158,7 +158,16 @@ impl Stopped {
     /// # Errors
     /// [`code::TARGET_DIED`] or [`code::PTRACE`].
     pub fn detach(self, signal: i32) -> Result<()> {
-        ptrace::detach(self.tid, signal).map_err(|errno| failure(self.tid, "letting the task go", errno))
+        let tid = self.killed().tid;
+        ptrace::detach(tid, signal).map_err(|errno| failure(tid, "letting the task go", errno))
+    }
+
+    /// It does not stand still any more, by no request of ours: a `SIGKILL` makes any task run to its end.
+    #[must_use]
+    pub fn killed(self) -> Running {
+        let tid = self.tid;
+        std::mem::forget(self);
+        Running { tid }
     }
 
     /// Its registers.
@@ -244,6 +253,12 @@ impl Stopped {
     pub fn to_interruption(self, deadline: Instant) -> Result<Stopped> {
         self.interrupt()?;
         self.resume(0)?.expect_interruption(deadline)
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        let _ = ptrace::detach(self.tid, 0);
     }
 }
 

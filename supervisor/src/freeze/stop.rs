@@ -1,0 +1,282 @@
+//! Stopping every task of a tree, until nothing new appears.
+
+use crate::error::{Error, Result, Subject, code};
+use crate::proc::{read, stat};
+use crate::sys::process::{self, Compare};
+use crate::tracee::{Running, Stop, Stopped};
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+/// A task that was found.
+#[derive(Debug)]
+pub struct StoppedTask {
+    /// The process it belongs to.
+    pub pid: i32,
+    /// It stands still.
+    pub stopped: Stopped,
+    /// The signal that its process is stopped by, if it is.
+    pub stop_signal: Option<i32>,
+}
+
+/// A tree that stands still.
+#[derive(Debug, Default)]
+pub struct StoppedTree {
+    /// The tasks by ID.
+    pub tasks: BTreeMap<i32, StoppedTask>,
+    /// Processes of the tree that have ended and were not waited for, with their parents.
+    pub zombies: BTreeMap<i32, i32>,
+    /// The parent of each process within the tree; the root has none.
+    pub parents: BTreeMap<i32, Option<i32>>,
+}
+
+const OPTIONS: i32 = libc::PTRACE_O_TRACESYSGOOD
+    | libc::PTRACE_O_TRACEFORK
+    | libc::PTRACE_O_TRACEVFORK
+    | libc::PTRACE_O_TRACECLONE
+    | libc::PTRACE_O_TRACEEXEC;
+
+/// After this time a task that does not stop is looked at: it may wait for a child that borrows its memory.
+const VFORK_SUSPICION: Duration = Duration::from_millis(2);
+
+/// Stops a process and all its descendants.
+///
+/// # Errors
+/// [`code::NOT_PERMITTED`], [`code::ALREADY_TRACED`], [`code::FREEZE_TIMEOUT`], [`code::TREE_UNSETTLED`].
+pub fn stop_tree(root: i32, deadline: Instant) -> Result<StoppedTree> {
+    let mut tree = StoppedTree::default();
+    let mut moving: BTreeMap<i32, (i32, Running)> = BTreeMap::new();
+    tree.parents.insert(root, None);
+    loop {
+        let mut news = false;
+        for pid in tree.parents.keys().copied().collect::<Vec<_>>() {
+            news |= attach_threads(pid, root, &mut tree, &mut moving)?;
+        }
+        settle(&mut tree, &mut moving, deadline)?;
+        news |= find_children(&mut tree);
+        if !news && moving.is_empty() {
+            break;
+        }
+        if Instant::now() > deadline {
+            return Err(Error::new(code::TREE_UNSETTLED, "new tasks kept appearing"));
+        }
+    }
+    if !tree.tasks.contains_key(&root) {
+        return Err(Error::new(code::TARGET_DIED, "the process ended while it was being stopped")
+            .about(Subject { task: u32::try_from(root).ok(), ..Subject::default() }));
+    }
+    Ok(tree)
+}
+
+/// Begins to trace the threads of a process that are not traced yet; whether there were any.
+fn attach_threads(
+    pid: i32,
+    root: i32,
+    tree: &mut StoppedTree,
+    moving: &mut BTreeMap<i32, (i32, Running)>,
+) -> Result<bool> {
+    if tree.zombies.contains_key(&pid) {
+        return Ok(false);
+    }
+    let threads = match read::numbers(pid, "task") {
+        Ok(threads) => threads,
+        Err(error) if error.code == code::TARGET_DIED && pid != root => return Ok(forget(pid, tree)),
+        Err(error) => return Err(error),
+    };
+    let mut news = false;
+    for tid in threads {
+        if tree.tasks.contains_key(&tid) || moving.contains_key(&tid) {
+            continue;
+        }
+        match Running::seize(tid, OPTIONS) {
+            Ok(running) => {
+                // Ended between the two: the wait will tell.
+                let _ = running.interrupt();
+                moving.insert(tid, (pid, running));
+                news = true;
+            }
+            Err(_) if state(tid).is_none() => {}
+            Err(_) if state(tid) == Some(b'Z') => news |= note_zombie(pid, tid, root, tree)?,
+            Err(_) if tracer(tid) == Some(std::process::id()) => {
+                // A child that the kernel attached by itself before we saw its parent's event.
+                moving.insert(tid, (pid, Running::attached(tid)));
+                news = true;
+            }
+            Err(error) => return Err(explain(tid, error)),
+        }
+    }
+    Ok(news)
+}
+
+/// A process that is gone without a trace.
+fn forget(pid: i32, tree: &mut StoppedTree) -> bool {
+    tree.parents.remove(&pid);
+    tree.zombies.remove(&pid);
+    false
+}
+
+fn note_zombie(pid: i32, tid: i32, root: i32, tree: &mut StoppedTree) -> Result<bool> {
+    if tid != pid {
+        return Ok(false);
+    }
+    if pid == root {
+        return Err(Error::new(code::NO_PROCESS, "the process has ended already")
+            .about(Subject { task: u32::try_from(pid).ok(), ..Subject::default() }));
+    }
+    if tree.tasks.values().any(|task| task.pid == pid) {
+        return Ok(false);
+    }
+    let parent = tree.parents.get(&pid).copied().flatten().unwrap_or(0);
+    Ok(tree.zombies.insert(pid, parent).is_none())
+}
+
+fn state(tid: i32) -> Option<u8> {
+    stat::parse(&read::file(tid, "stat").ok()?).map(|stat| stat.state)
+}
+
+fn tracer(tid: i32) -> Option<u32> {
+    let status = read::file(tid, "status").ok()?;
+    crate::proc::identity::field(&status, "TracerPid")?.parse().ok().filter(|&pid| pid != 0)
+}
+
+fn explain(tid: i32, error: Box<Error>) -> Box<Error> {
+    match tracer(tid) {
+        Some(tracer) => Error::new(code::ALREADY_TRACED, "the task is traced by another process")
+            .because(format!("process {tracer} traces it"))
+            .about(Subject { task: u32::try_from(tid).ok(), ..Subject::default() }),
+        None => error,
+    }
+}
+
+/// Waits until everything that moves stands still.
+fn settle(
+    tree: &mut StoppedTree,
+    moving: &mut BTreeMap<i32, (i32, Running)>,
+    deadline: Instant,
+) -> Result<()> {
+    let begin = Instant::now();
+    while !moving.is_empty() {
+        let mut progress = false;
+        for tid in moving.keys().copied().collect::<Vec<_>>() {
+            let Some((pid, running)) = moving.remove(&tid) else { continue };
+            match running.poll()? {
+                Err(running) => {
+                    moving.insert(tid, (pid, running));
+                }
+                Ok(stop) => {
+                    progress = true;
+                    handle(pid, tid, stop, tree, moving)?;
+                }
+            }
+        }
+        let now = Instant::now();
+        if now > deadline {
+            let tid = moving.keys().next().copied().unwrap_or(0);
+            return Err(Error::new(code::FREEZE_TIMEOUT, "the task did not stop in time")
+                .about(Subject { task: u32::try_from(tid).ok(), ..Subject::default() }));
+        }
+        if !progress {
+            if now - begin > VFORK_SUSPICION {
+                free_borrowers(tree, moving)?;
+                std::thread::sleep(Duration::from_micros(50));
+            } else {
+                std::thread::yield_now();
+            }
+        }
+    }
+    Ok(())
+}
+
+fn handle(
+    pid: i32,
+    tid: i32,
+    stop: Stop,
+    tree: &mut StoppedTree,
+    moving: &mut BTreeMap<i32, (i32, Running)>,
+) -> Result<()> {
+    match stop {
+        Stop::Interrupted(stopped, stop_signal) => {
+            tree.tasks.insert(tid, StoppedTask { pid, stopped, stop_signal });
+        }
+        Stop::Ended(_) => {}
+        Stop::Signal(stopped, signal) => {
+            moving.insert(tid, (pid, stopped.resume(signal)?));
+        }
+        Stop::Call(stopped) => {
+            moving.insert(tid, (pid, stopped.resume(0)?));
+        }
+        Stop::Event(stopped, event) => {
+            let child = stopped.event_message()?;
+            let born = matches!(event, libc::PTRACE_EVENT_FORK | libc::PTRACE_EVENT_VFORK | libc::PTRACE_EVENT_CLONE);
+            if let (true, Ok(child)) = (born, i32::try_from(child)) {
+                note_birth(pid, child, tree, moving);
+            }
+            // An interruption that was asked for before is still due; one more does no harm.
+            let running = stopped.resume(0)?;
+            let _ = running.interrupt();
+            moving.insert(tid, (pid, running));
+        }
+    }
+    Ok(())
+}
+
+/// A task was born by one that we trace: the kernel has attached it for us.
+fn note_birth(pid: i32, child: i32, tree: &mut StoppedTree, moving: &mut BTreeMap<i32, (i32, Running)>) {
+    if tree.tasks.contains_key(&child) || moving.contains_key(&child) {
+        return;
+    }
+    let group = read::file(child, "status")
+        .ok()
+        .and_then(|status| crate::proc::identity::field(&status, "Tgid")?.parse::<i32>().ok())
+        .unwrap_or(child);
+    if group != pid {
+        let parent = state_parent(group).unwrap_or(pid);
+        tree.parents.entry(group).or_insert(Some(parent));
+    }
+    moving.insert(child, (group, Running::attached(child)));
+}
+
+fn state_parent(pid: i32) -> Option<i32> {
+    stat::parse(&read::file(pid, "stat").ok()?).map(|stat| stat.parent)
+}
+
+/// A task that does not stop may be inside vfork(2), waiting for a child that borrows its memory until it executes a
+/// program or ends. Such a child is let go on; its own stop comes with either.
+fn free_borrowers(tree: &mut StoppedTree, moving: &mut BTreeMap<i32, (i32, Running)>) -> Result<()> {
+    let waiting: Vec<(i32, i32)> = moving.iter().map(|(&tid, &(pid, _))| (tid, pid)).collect();
+    find_children(tree);
+    for (waiter, pid) in waiting {
+        let children: Vec<i32> =
+            tree.parents.iter().filter(|(_, parent)| **parent == Some(pid)).map(|(&child, _)| child).collect();
+        for child in children {
+            if tree.tasks.contains_key(&child)
+                && process::same(Compare::Memory, waiter, child, 0, 0) == Ok(true)
+                && let Some(task) = tree.tasks.remove(&child)
+            {
+                moving.insert(child, (task.pid, task.stopped.resume(0)?));
+            } else if !tree.tasks.contains_key(&child) && !moving.contains_key(&child) {
+                // Not seen before: it is attached in the next round.
+                let Ok(running) = Running::seize(child, OPTIONS) else { continue };
+                moving.insert(child, (child, running));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Notes children of the tree's processes that are not known yet; whether there were any.
+fn find_children(tree: &mut StoppedTree) -> bool {
+    let mut news = false;
+    for pid in tree.parents.keys().copied().collect::<Vec<_>>() {
+        for tid in read::numbers(pid, "task").unwrap_or_default() {
+            let Ok(text) = read::file(pid, &format!("task/{tid}/children")) else { continue };
+            let text = String::from_utf8_lossy(&text).into_owned();
+            for child in text.split_ascii_whitespace().filter_map(|word| word.parse::<i32>().ok()) {
+                if child != std::process::id().cast_signed() && !tree.parents.contains_key(&child) {
+                    tree.parents.insert(child, Some(pid));
+                    news = true;
+                }
+            }
+        }
+    }
+    news
+}

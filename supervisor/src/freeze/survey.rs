@@ -1,0 +1,190 @@
+//! Taking stock of a tree: who is who, and what can't be dumped at all.
+
+use super::stop::StoppedTree;
+use crate::error::{Error, Problems, Result, Subject, code};
+use crate::frozen::{Frozen, FrozenProcess, FrozenThread};
+use crate::proc::{identity, maps, read, stat};
+use crate::stub::agent::Agent;
+use crate::sys::process::{self, Compare};
+use std::collections::BTreeMap;
+use std::fs::OpenOptions;
+use vckpt_image_format::TaskId;
+use vckpt_image_format::record::process_status::State;
+
+/// Refuses what can be refused before anything is stopped.
+///
+/// # Errors
+/// [`code::NO_PROCESS`], [`code::KERNEL_THREAD`], [`code::OWN_ANCESTOR`].
+pub fn preflight(pid: i32) -> Result<()> {
+    let subject = Subject { task: u32::try_from(pid).ok(), ..Subject::default() };
+    let missing = || Error::new(code::NO_PROCESS, "no such process").about(subject.clone());
+    let text = read::file(pid, "stat").map_err(|_| missing())?;
+    let stat = stat::parse(&text).ok_or_else(missing)?;
+    let subject = Subject::task(pid.cast_unsigned(), String::from_utf8_lossy(&stat.command));
+    if stat.flags & stat::FLAG_KERNEL_THREAD != 0 {
+        return Err(Error::new(code::KERNEL_THREAD, "this is a thread of the kernel").about(subject));
+    }
+    let mut ancestor = std::process::id().cast_signed();
+    while ancestor > 0 {
+        if ancestor == pid {
+            return Err(Error::new(code::OWN_ANCESTOR, "vckpt runs under this process").about(subject));
+        }
+        let Some(stat) = read::file(ancestor, "stat").ok().as_deref().and_then(stat::parse) else { break };
+        ancestor = stat.parent;
+    }
+    let status = read::file(pid, "status")?;
+    let group = identity::field(&status, "Tgid").and_then(|number| number.parse::<i32>().ok());
+    if group.is_some_and(|group| group != pid) {
+        return Err(Error::new(code::NO_PROCESS, "this is a thread, not a process")
+            .hint(format!("give the ID of its process, {}", group.unwrap_or(0)))
+            .about(subject));
+    }
+    Ok(())
+}
+
+/// Makes a [`Frozen`] tree of tasks that stand still.
+///
+/// # Errors
+/// Everything that can't be dumped, all at once.
+pub fn survey(root: i32, tree: StoppedTree) -> Result<Frozen> {
+    let mut problems = Problems::new();
+    let StoppedTree { tasks, zombies, parents } = tree;
+    let mut groups: BTreeMap<i32, Vec<Agent>> = BTreeMap::new();
+    let mut stop_signals: BTreeMap<i32, i32> = BTreeMap::new();
+    for (_, task) in tasks {
+        if let Some(signal) = task.stop_signal {
+            stop_signals.insert(task.pid, signal);
+        }
+        if let Some(agent) = problems.take(Agent::prepare(task.stopped)) {
+            groups.entry(task.pid).or_default().push(agent);
+        }
+    }
+    let mut processes: Vec<FrozenProcess> = Vec::new();
+    for pid in in_tree_order(root, &parents) {
+        let index = u32::try_from(processes.len()).unwrap_or(u32::MAX);
+        let agents = groups.remove(&pid).unwrap_or_default();
+        if agents.is_empty() && !zombies.contains_key(&pid) && state_of(pid) != Some(b'Z') {
+            // It ended and was reaped while we looked.
+            continue;
+        }
+        let parent = parents.get(&pid).copied().flatten();
+        let process = describe(index, pid, agents, stop_signals.get(&pid).copied());
+        let Some(mut process) = problems.take(process) else { continue };
+        process.parent = parent.and_then(|parent| processes.iter().find(|process| process.pid == parent)).map(|p| p.id);
+        refuse(&process, &processes, &mut problems);
+        processes.push(process);
+    }
+    problems.finish()?;
+    let Some(first) = processes.first() else {
+        return Err(Error::new(code::TARGET_DIED, "the process ended while it was being stopped"));
+    };
+    Ok(Frozen { root: first.id, processes })
+}
+
+fn state_of(pid: i32) -> Option<u8> {
+    stat::parse(&read::file(pid, "stat").ok()?).map(|stat| stat.state)
+}
+
+/// The processes, parents before their children, children in the order of their IDs.
+fn in_tree_order(root: i32, parents: &BTreeMap<i32, Option<i32>>) -> Vec<i32> {
+    let mut order = vec![root];
+    let mut next = 0;
+    while let Some(&pid) = order.get(next) {
+        order.extend(parents.iter().filter(|(_, parent)| **parent == Some(pid)).map(|(&child, _)| child));
+        next += 1;
+    }
+    order
+}
+
+fn describe(index: u32, pid: i32, agents: Vec<Agent>, stop_signal: Option<i32>) -> Result<FrozenProcess> {
+    let unknown = |name: &str| {
+        Error::new(code::PROC, "the kernel's text is not understood").about(Subject::path(read::path(pid, name).display()))
+    };
+    let stat = stat::parse(&read::file(pid, "stat")?).ok_or_else(|| unknown("stat"))?;
+    let identity = identity::parse(&read::file(pid, "status")?).ok_or_else(|| unknown("status"))?;
+    let pidfd = process::pidfd_open(pid)
+        .map_err(|errno| Error::system(code::TARGET_DIED, "the process ended meanwhile", errno))?;
+    let state = match (agents.is_empty(), stop_signal) {
+        (true, _) => State::Zombie { status: stat.exit_code.cast_unsigned() },
+        (false, Some(signal)) => State::Stopped { signal: signal.cast_unsigned() },
+        (false, None) => State::Running,
+    };
+    let maps = if agents.is_empty() {
+        Vec::new()
+    } else {
+        maps::parse(&read::file(pid, "smaps")?).map_err(|line| unknown("smaps").because(line))?
+    };
+    let memory = OpenOptions::new()
+        .read(true)
+        .write(!agents.is_empty())
+        .open(read::path(pid, "mem"))
+        .map_err(|error| read::failure(pid, "mem", &error))?;
+    let mut threads = Vec::with_capacity(agents.len());
+    for agent in agents {
+        let tid = agent.tid();
+        let status = read::file(pid, &format!("task/{tid}/status"))?;
+        let thread = identity::parse(&status).ok_or_else(|| unknown("task"))?;
+        let name = read::file(pid, &format!("task/{tid}/comm"))?;
+        let name = name.strip_suffix(b"\n").unwrap_or(&name).to_vec();
+        threads.push(FrozenThread { id: task_id(thread.innermost()), tid, name, agent });
+    }
+    // The leader first; the others in the order of their IDs.
+    threads.sort_by_key(|thread| (thread.tid != pid, thread.tid));
+    Ok(FrozenProcess {
+        index,
+        id: task_id(identity.innermost()),
+        pid,
+        parent: None,
+        command: String::from_utf8_lossy(&stat.command).into_owned(),
+        state,
+        pidfd,
+        memory,
+        maps,
+        stat,
+        identity,
+        threads,
+    })
+}
+
+fn task_id(id: i32) -> TaskId {
+    TaskId(u32::try_from(id).unwrap_or(0))
+}
+
+/// What can't be dumped yet.
+fn refuse(process: &FrozenProcess, others: &[FrozenProcess], problems: &mut Problems) {
+    if process.threads.is_empty() {
+        return;
+    }
+    let about = |error: Box<Error>| error.about(process.subject());
+    if process.threads.first().is_some_and(|leader| leader.tid != process.pid) {
+        problems.push(about(Error::new(code::TASK_STATE, "its first thread has ended while others run")));
+    }
+    if process.identity.seccomp != 0 {
+        problems.push(about(Error::new(code::TASK_STATE, "it runs under a seccomp filter")));
+    }
+    let kinds = [
+        (Compare::Memory, "memory"),
+        (Compare::Files, "descriptors"),
+        (Compare::FileSystem, "its current directory"),
+        (Compare::SignalHandlers, "signal handlers"),
+    ];
+    let parent = others.iter().find(|other| Some(other.id) == process.parent);
+    for (kind, word) in kinds {
+        if let Some(parent) = parent
+            && process::same(kind, process.pid, parent.pid, 0, 0) == Ok(true)
+        {
+            problems.push(about(
+                Error::new(code::SHARED_BETWEEN_PROCESSES, format!("it shares {word} with another process"))
+                    .because(format!("with {}", parent.subject())),
+            ));
+        }
+        for thread in process.threads.iter().skip(1) {
+            if process::same(kind, process.pid, thread.tid, 0, 0) == Ok(false) {
+                problems.push(about(Error::new(
+                    code::TASK_STATE,
+                    format!("its thread {} does not share {word} with the others", thread.id),
+                )));
+            }
+        }
+    }
+}
