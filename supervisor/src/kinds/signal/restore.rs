@@ -24,7 +24,7 @@ const CHUNK: usize = 200;
 /// # Errors
 /// If the image can't be read.
 pub fn plan(image: &Image, plan: &mut Plan) -> Result<()> {
-    let signals: Vec<Signal> = crate::kinds::all(image)?;
+    let signals: Vec<Signal> = crate::image::all(image)?;
     for signal in &signals {
         plan.batch(
             Stage::TaskState,
@@ -48,7 +48,7 @@ pub fn plan(image: &Image, plan: &mut Plan) -> Result<()> {
         );
     }
     plan.action(Stage::Timers, Barrier);
-    let alarms: Vec<Alarm> = crate::kinds::all(image)?;
+    let alarms: Vec<Alarm> = crate::image::all(image)?;
     for signal in &signals {
         let alarm = alarms.iter().find(|alarm| alarm.process == signal.process);
         queue_signals(signal, &alarm.map(alarm::restore::sent_by_timer).unwrap_or_default(), plan);
