@@ -3,7 +3,7 @@
 //! One line a problem, `vckpt: error[VC-…]: subject: what: why`, then what to do about it, then what became of the
 //! target.
 
-use crate::output::Output;
+use crate::output::{Output, plain};
 use serde::Serialize;
 use std::io;
 use std::process::ExitCode;
@@ -155,9 +155,9 @@ pub(crate) fn lines<'a>(program: &str, problems: impl Iterator<Item = &'a Error>
     let mut lines = Vec::new();
     let mut problems = problems.peekable();
     while let Some(error) = problems.next() {
-        lines.push(format!("{program}error[{}]: {error}", error.code.name));
+        lines.push(format!("{program}error[{}]: {}", error.code.name, plain(error)));
         if problems.peek().is_none_or(|next| hint(next) != hint(error)) {
-            lines.push(format!("hint: {}", hint(error)));
+            lines.push(format!("hint: {}", plain(hint(error))));
         }
     }
     lines

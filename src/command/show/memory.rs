@@ -1,6 +1,7 @@
 //! The mappings, as `pmap` shows them, with what the image stores of each.
 
 use super::view::{PAGE, View, run_end};
+use crate::output::plain;
 use crate::table::{Align, Table};
 use crate::units;
 use serde::Serialize;
@@ -85,7 +86,7 @@ fn row(
         Source::File { file, .. } if file.nameless.is_some() => format!("{} (deleted)", file.path),
         Source::File { file, .. } => file.path.to_string(),
         Source::Segment { segment, .. } => format!("[shared segment {segment}]"),
-        Source::Kernel { name } => name.clone(),
+        Source::Kernel { name } => plain(name),
         Source::Anonymous => match &mapping.name {
             Some(name) => format!("[anon:{name}]"),
             None if heap.is_some_and(|heap| start < heap.1 && end > heap.0) => "[heap]".to_owned(),
