@@ -121,6 +121,19 @@ impl FrozenProcess {
     }
 }
 
+/// Runs a batch in several threads at the same time, and checks that what must not fail did not.
+///
+/// # Errors
+/// If a stub can't be reached, or a call that must not fail did.
+pub fn run_in_all(threads: &mut [FrozenThread], batch: &Batch) -> Result<Vec<Outcome>> {
+    for thread in threads.iter_mut() {
+        thread.agent.send(batch)?;
+    }
+    // All answers are taken, also behind a bad one.
+    let outcomes: Vec<Result<Outcome>> = threads.iter_mut().map(|thread| thread.agent.receive(batch)).collect();
+    outcomes.into_iter().collect()
+}
+
 impl FrozenThread {
     /// Runs a batch in this thread and checks that what must not fail did not.
     ///

@@ -13,10 +13,12 @@ use vckpt_image_format::TaskId;
 pub enum Stage {
     /// Namespaces are made and entered.
     Namespaces,
-    /// Processes and threads are made: empty puppets.
-    Tasks,
-    /// Objects that several tasks share are made: segments, nameless files, pipes, sockets.
+    /// Objects that several tasks share are made by this program: segments, nameless files, pipes, sockets. There
+    /// are no puppets yet.
     SharedObjects,
+    /// Processes and threads are made: empty puppets. A process whose memory a child shares by copy-on-write gets its
+    /// memory before the child is made.
+    Tasks,
     /// Descriptors are put into the tables; current directories.
     Descriptors,
     /// Memory is mapped and filled.
@@ -35,8 +37,8 @@ impl Stage {
     /// All, in order.
     pub const ALL: [Stage; 9] = [
         Stage::Namespaces,
-        Stage::Tasks,
         Stage::SharedObjects,
+        Stage::Tasks,
         Stage::Descriptors,
         Stage::Memory,
         Stage::TaskState,

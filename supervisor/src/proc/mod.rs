@@ -6,3 +6,5 @@ pub mod identity;
 pub mod maps;
 pub mod read;
 pub mod stat;
+pub mod status;
+pub mod timers;

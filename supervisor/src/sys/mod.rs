@@ -13,3 +13,4 @@
 pub mod pagemap;
 pub mod process;
 pub mod ptrace;
+pub mod schedule;

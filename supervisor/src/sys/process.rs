@@ -168,58 +168,85 @@ impl CloneArguments {
     }
 }
 
-/// Makes a child that waits until the last writing end of the pipe `gate` is closed, and then executes `program`
-/// (an executable's descriptor) with no arguments and no environment, all signals blocked, in the directory `/`.
-/// `pids` are the IDs it is to have, the innermost namespace first; none: as the kernel gives. `close` is closed in
-/// the child first: the writing end of the gate.
+/// What the child of [`start_program`] begins with.
+#[derive(Debug, Clone, Copy)]
+pub struct Start<'start> {
+    /// `CLONE_NEW…` flags.
+    pub flags: u64,
+    /// The IDs that it is to have, the innermost namespace first; none: as the kernel gives.
+    pub pids: &'start [i32],
+    /// A descriptor that it inherits, and the number that it has there.
+    pub socket: (BorrowedFd<'start>, RawFd),
+    /// The executable.
+    pub program: BorrowedFd<'start>,
+}
+
+/// Makes a child that executes a program with no arguments and no environment, all signals blocked. In a new user
+/// namespace it keeps all capabilities over the execution.
 ///
-/// The child shares nothing with us but the pages of this call, and makes only system calls: the state of locks and
+/// The child shares nothing with us but a copy of our pages, and makes only system calls: the state of locks and
 /// allocators that it inherits does not matter.
 ///
 /// # Errors
 /// See clone3(2): `EEXIST` if an ID is taken, `EPERM` if it may not be chosen.
-pub fn fork_with_pids(
-    flags: u64,
-    pids: &[i32],
-    gate: BorrowedFd<'_>,
-    close: BorrowedFd<'_>,
-    program: BorrowedFd<'_>,
-) -> Result<i32> {
+pub fn start_program(start: Start<'_>) -> Result<i32> {
     let arguments = CloneArguments {
-        flags,
+        flags: start.flags,
         exit_signal: u64::from(libc::SIGCHLD.cast_unsigned()),
-        set_tid: if pids.is_empty() { 0 } else { pids.as_ptr().expose_provenance() as u64 },
-        set_tid_size: pids.len() as u64,
+        set_tid: if start.pids.is_empty() { 0 } else { start.pids.as_ptr().expose_provenance() as u64 },
+        set_tid_size: start.pids.len() as u64,
         ..CloneArguments::default()
     };
     let words = arguments.words();
-    let (gate, close, program) = (gate.as_raw_fd(), close.as_raw_fd(), program.as_raw_fd());
     // SAFETY: `words` has the layout of clone_args and outlives the call; without CLONE_VM the child has its own copy
     // of this stack.
     let result = unsafe { libc::syscall(libc::SYS_clone3, words.as_ptr(), size_of_val(&words)) };
     if Errno::result(result)? == 0 {
-        child(gate, close, program)
+        child(start)
     }
     i32::try_from(result).map_err(|_| Errno::EOVERFLOW)
 }
 
-/// What the child of [`fork_with_pids`] does.
-fn child(gate: RawFd, close: RawFd, program: RawFd) -> ! {
+/// What the child of [`start_program`] does.
+fn child(start: Start<'_>) -> ! {
     let all = u64::MAX;
-    let mut byte = 0_u8;
     let empty = [std::ptr::null::<libc::c_char>()];
+    let (socket, number) = (start.socket.0.as_raw_fd(), start.socket.1);
+    let keep_capabilities = start.flags & libc::CLONE_NEWUSER.cast_unsigned() as u64 != 0;
     // SAFETY: raw system calls with pointers to live locals of the sizes that are passed along.
     #[expect(clippy::multiple_unsafe_ops_per_block, reason = "the same argument holds for each of these calls")]
     unsafe {
         libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const all, 0_u64, 8_u64);
-        libc::syscall(libc::SYS_close, close);
-        libc::syscall(libc::SYS_read, gate, &raw mut byte, 1_u64);
+        libc::syscall(libc::SYS_dup3, socket, number, 0);
+        if keep_capabilities {
+            raise_ambient();
+        }
+        let program = start.program.as_raw_fd();
         libc::syscall(libc::SYS_execveat, program, c"".as_ptr(), empty.as_ptr(), empty.as_ptr(), libc::AT_EMPTY_PATH);
         libc::syscall(libc::SYS_exit_group, 127);
     }
     // Only reached if the kernel does not know exit_group.
     #[expect(clippy::empty_loop, reason = "there is nothing else left to do")]
     loop {}
+}
+
+/// Makes every permitted capability inheritable and ambient, so that an execution keeps it.
+fn raise_ambient() {
+    // struct __user_cap_header_struct: version 3, this thread; struct __user_cap_data_struct, twice.
+    let header = [0x2008_0522_u32, 0];
+    let mut sets = [0_u32; 6];
+    // SAFETY: raw system calls with pointers to live locals of the sizes that version 3 has.
+    #[expect(clippy::multiple_unsafe_ops_per_block, reason = "the same argument holds for each of these calls")]
+    unsafe {
+        libc::syscall(libc::SYS_capget, header.as_ptr(), sets.as_mut_ptr());
+        // Effective, permitted, inheritable; low words, then high words.
+        sets[2] = sets[1];
+        sets[5] = sets[4];
+        libc::syscall(libc::SYS_capset, header.as_ptr(), sets.as_ptr());
+        for capability in 0..64 {
+            libc::syscall(libc::SYS_prctl, libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_RAISE, capability, 0, 0);
+        }
+    }
 }
 
 /// Sends a signal to a process through its descriptor.
