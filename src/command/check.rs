@@ -39,7 +39,9 @@ fn print(report: &CheckReport, subject: &str, verb: &str, output: &Output) -> Re
         output.object(&Json { ok: problems.is_empty(), problems, degraded: &report.degraded })?;
         return Ok(());
     }
-    output.lines(failure::lines("", report.problems.iter()))?;
+    for line in failure::lines(report.problems.iter()) {
+        output.warn(line);
+    }
     output.lines(report.degraded.iter().map(|item| format!("degraded: {}", plain(item))))?;
     let verdict = match (report.problems.len(), report.degraded.is_empty()) {
         (0, true) => format!("can be {verb}, exactly"),
