@@ -150,17 +150,8 @@ impl Frozen {
     /// # Errors
     /// The threads that are gone. All others are let go all the same.
     pub fn release(mut self) -> Result<()> {
-        let mut problems = Problems::new();
-        for process in &mut self.processes {
-            for thread in &mut process.threads {
-                problems.take(thread.agent.remove(&process.memory));
-            }
-        }
-        for process in &mut self.processes {
-            for thread in &mut process.threads {
-                problems.take(thread.agent.release());
-            }
-        }
+        let mut problems = self.remove_stubs();
+        self.let_go(&mut problems);
         problems.finish()
     }
 
@@ -168,12 +159,30 @@ impl Frozen {
     ///
     /// # Errors
     /// The threads that are gone.
-    pub fn stop(self) -> Result<()> {
+    pub fn stop(mut self) -> Result<()> {
+        let mut problems = self.remove_stubs();
         for process in self.processes.iter().filter(|process| !process.threads.is_empty()) {
             // It takes effect when the threads are let go.
             let _ = crate::sys::process::pidfd_send_signal(process.pidfd.as_fd(), libc::SIGSTOP);
         }
-        self.release()
+        self.let_go(&mut problems);
+        problems.finish()
+    }
+
+    fn remove_stubs(&mut self) -> Problems {
+        let mut problems = Problems::new();
+        for process in &mut self.processes {
+            for thread in &mut process.threads {
+                problems.take(thread.agent.remove(&process.memory));
+            }
+        }
+        problems
+    }
+
+    fn let_go(&mut self, problems: &mut Problems) {
+        for thread in self.processes.iter_mut().flat_map(|process| &mut process.threads) {
+            problems.take(thread.agent.release());
+        }
     }
 
     /// Ends every process of the tree, and returns when none of them runs any more.

@@ -42,6 +42,8 @@ pub struct MemoryPlan {
     pub runs: Vec<PageRun>,
     /// Ranges that are inherited from the parent, in order.
     pub kept: Vec<(u64, u64)>,
+    /// Whether the executable is inherited from the parent too: the kernel does not let it be set while it is mapped.
+    pub inherits_executable: bool,
 }
 
 /// Builds the memory of a process.
@@ -72,7 +74,7 @@ pub fn build(restoring: &mut Restoring<'_>, plan: &MemoryPlan) -> Result<()> {
     for mapping in &plan.mappings {
         builder.protect(restoring, plan, mapping).map_err(about)?;
     }
-    builder.layout(restoring, &plan.layout).map_err(about)?;
+    builder.layout(restoring, plan).map_err(about)?;
     builder.flush(restoring).map_err(about)
 }
 
@@ -360,18 +362,24 @@ impl Builder {
     }
 
     /// Tells the kernel the addresses that it keeps.
-    fn layout(&mut self, restoring: &mut Restoring<'_>, layout: &Layout) -> Result<()> {
+    fn layout(&mut self, restoring: &mut Restoring<'_>, plan: &MemoryPlan) -> Result<()> {
         self.flush(restoring)?;
-        let number = self.open(restoring, &layout.executable)?;
-        let scratch = restoring.puppet(self.process)?.scratch();
+        let layout = &plan.layout;
+        let puppet = restoring.puppet(self.process)?;
+        let (scratch, socket) = (puppet.scratch(), puppet.socket);
         let auxiliary_vector = scratch + 256;
-        restoring.puppet(self.process)?.write(auxiliary_vector, &layout.auxiliary_vector)?;
+        puppet.write(auxiliary_vector, &layout.auxiliary_vector)?;
         let mut batch = Batch::new();
-        let executable = batch.descriptor(number);
-        // The descriptor's number goes into the structure, so it must be known: it is moved to one that is free.
-        let socket = restoring.puppet(self.process)?.socket;
-        let place = socket - 1;
-        batch.must("moving a descriptor", libc::SYS_dup3, [executable, place.into(), libc::O_CLOEXEC.into()]);
+        let place = if plan.inherits_executable {
+            -1
+        } else {
+            // The descriptor's number goes into the structure, so it must be known: it is moved to one that is free.
+            let executable = batch.descriptor(self.open(restoring, &layout.executable)?);
+            let place = socket - 1;
+            batch.must("moving a descriptor", libc::SYS_dup3, [executable, place.into(), libc::O_CLOEXEC.into()]);
+            batch.must("closing a descriptor", libc::SYS_close, [executable]);
+            place
+        };
         let size = layout.auxiliary_vector.len() as u64;
         let words = [
             layout.code.0,
@@ -393,8 +401,9 @@ impl Builder {
         // PR_SET_MM, PR_SET_MM_MAP.
         let arguments = [35.into(), 14.into(), map.into(), length.into(), 0.into()];
         batch.must("setting the layout of memory", libc::SYS_prctl, arguments);
-        batch.must("closing a descriptor", libc::SYS_close, [place.into()]);
-        batch.must("closing a descriptor", libc::SYS_close, [executable]);
+        if place >= 0 {
+            batch.must("closing a descriptor", libc::SYS_close, [place.into()]);
+        }
         restoring.run(self.process, &batch).map(drop)
     }
 }

@@ -52,6 +52,8 @@ pub fn memories(image: &Image) -> Result<BTreeMap<TaskId, MemoryPlan>> {
             Some((_, parent_mappings)) if inherits => sharing::common_ranges(parent_mappings, mappings),
             _ => Vec::new(),
         };
+        let parents_layout = parent_maps.and_then(|(layout, _)| layout.as_ref());
+        let same_executable = parents_layout.is_some_and(|parents| parents.executable == layout.executable);
         plans.insert(
             process.id,
             MemoryPlan {
@@ -61,6 +63,7 @@ pub fn memories(image: &Image) -> Result<BTreeMap<TaskId, MemoryPlan>> {
                 layout: layout.clone(),
                 mappings: mappings.clone(),
                 runs,
+                inherits_executable: inherits && same_executable,
                 kept,
             },
         );
