@@ -88,7 +88,12 @@ impl OpenFile {
             Target::PathOnly { file_type: wanted } if file_type != wanted => {
                 Err(self.differs("it is of another type"))
             }
-            _ => Ok(()),
+            Target::Regular { .. }
+            | Target::Directory
+            | Target::CharacterDevice { .. }
+            | Target::PathOnly { .. }
+            | Target::Nameless(_)
+            | Target::Segment(_) => Ok(()),
         }
     }
 
