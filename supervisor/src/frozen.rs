@@ -121,6 +121,19 @@ impl FrozenProcess {
     }
 }
 
+/// Runs a batch in several threads at the same time, and checks that what must not fail did not.
+///
+/// # Errors
+/// If a stub can't be reached, or a call that must not fail did.
+pub fn run_in_all(threads: &mut [FrozenThread], batch: &Batch) -> Result<Vec<Outcome>> {
+    for thread in threads.iter_mut() {
+        thread.agent.send(batch)?;
+    }
+    // All answers are taken, also behind a bad one.
+    let outcomes: Vec<Result<Outcome>> = threads.iter_mut().map(|thread| thread.agent.receive(batch)).collect();
+    outcomes.into_iter().collect()
+}
+
 impl FrozenThread {
     /// Runs a batch in this thread and checks that what must not fail did not.
     ///
@@ -149,6 +162,18 @@ impl Frozen {
             }
         }
         problems.finish()
+    }
+
+    /// As [`Frozen::release`], but every process is then stopped as by `SIGSTOP`.
+    ///
+    /// # Errors
+    /// The threads that are gone.
+    pub fn stop(self) -> Result<()> {
+        for process in self.processes.iter().filter(|process| !process.threads.is_empty()) {
+            // It takes effect when the threads are let go.
+            let _ = crate::sys::process::pidfd_send_signal(process.pidfd.as_fd(), libc::SIGSTOP);
+        }
+        self.release()
     }
 
     /// Ends every process of the tree, and returns when none of them runs any more.

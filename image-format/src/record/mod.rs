@@ -3,6 +3,8 @@
 //! Adding a kind: a file here with a type that implements [`Record`], a [`Kind`], and a line in [`REGISTRY`].
 //! Fields are encoded by position: adding one is a new [`Record::VERSION`].
 
+pub mod alarm;
+pub mod credentials;
 pub mod connection;
 pub mod current_directory;
 pub mod data_queued;
@@ -21,7 +23,10 @@ pub mod platform_name;
 pub mod process;
 pub mod process_map;
 pub mod process_status;
+pub mod resource_limit;
+pub mod schedule_control;
 pub mod shared_segment;
+pub mod signal;
 pub mod signal_descriptor;
 pub mod snapshot;
 pub mod socket_option;
@@ -132,6 +137,11 @@ pub const REGISTRY: &[Entry] = &[
     entry::<process_map::ProcessMap>(),
     entry::<mmap_memory::MmapMemory>(),
     entry::<shared_segment::SharedSegment>(),
+    entry::<signal::Signal>(),
+    entry::<alarm::Alarm>(),
+    entry::<credentials::Credentials>(),
+    entry::<resource_limit::ResourceLimit>(),
+    entry::<schedule_control::ScheduleControl>(),
     entry::<file::File>(),
     entry::<nameless_file::NamelessFile>(),
     entry::<descriptor_table::DescriptorTable>(),

@@ -3,10 +3,20 @@
 //! A kind looks at the frozen tree and gives records ([`KindEntry::observe`]), and turns records into steps
 //! ([`KindEntry::plan`]). What a step does stands in the same folder.
 
+pub mod alarm;
+pub mod credentials;
 pub mod current_directory;
 pub mod descriptor;
 pub mod file_lock;
+pub mod memory;
 pub mod nameless_file;
+pub mod platform;
+pub mod process;
+pub mod resource_limit;
+pub mod schedule;
+pub mod segment;
+pub mod signal;
+pub mod thread;
 
 use crate::error::Result;
 use crate::frozen::Frozen;
@@ -27,11 +37,19 @@ pub struct KindEntry {
 
 /// All kinds. Within a stage of a restore their steps run in this order.
 pub const KINDS: &[KindEntry] = &[
+    // Timers run on while we look, so they come first.
+    KindEntry { name: "signal", observe: signal::observe::observe, plan: signal::restore::plan },
+    KindEntry { name: "alarm", observe: alarm::observe::observe, plan: alarm::restore::plan },
+    process::ENTRY,
+    thread::ENTRY,
+    KindEntry { name: "schedule", observe: schedule::observe::observe, plan: schedule::restore::plan },
+    segment::ENTRY,
     KindEntry {
         name: "nameless_file",
         observe: nameless_file::observe::observe,
         plan: nameless_file::restore::plan,
     },
+    memory::ENTRY,
     KindEntry {
         name: "current_directory",
         observe: current_directory::observe::observe,
@@ -39,4 +57,17 @@ pub const KINDS: &[KindEntry] = &[
     },
     KindEntry { name: "descriptor", observe: descriptor::observe::observe, plan: descriptor::plan },
     KindEntry { name: "file_lock", observe: file_lock::observe::nothing, plan: file_lock::restore::plan },
+    KindEntry {
+        name: "resource_limit",
+        observe: resource_limit::observe::observe,
+        plan: resource_limit::restore::plan,
+    },
+    // Takes rights away: the last of its stage.
+    KindEntry {
+        name: "credentials",
+        observe: credentials::observe::observe,
+        plan: credentials::restore::plan,
+    },
+    // Puts the snapshot record, which says what is not exact, before all others.
+    platform::ENTRY,
 ];

@@ -8,3 +8,5 @@ pub mod locks;
 pub mod maps;
 pub mod read;
 pub mod stat;
+pub mod status;
+pub mod timers;

@@ -124,6 +124,12 @@ impl Batch {
         self.data(&vec![0; length])
     }
 
+    /// Puts bytes into the data area for a call to read and write; they come back with the [`Outcome`].
+    pub fn exchange(&mut self, bytes: &[u8]) -> Data {
+        self.wants_data = true;
+        self.data(bytes)
+    }
+
     /// Sends a descriptor of the supervisor along; the argument is its number in the target. The caller keeps the
     /// descriptor open until the batch was run.
     pub fn descriptor(&mut self, descriptor: i32) -> Argument {
@@ -252,7 +258,8 @@ impl Outcome {
     /// Fails if a call of [`Batch::must`] did.
     ///
     /// # Errors
-    /// [`code::REMOTE_CALL`], about the subject, naming the call by its label.
+    /// [`code::PRIVILEGE`] if the kernel did not permit it, else [`code::REMOTE_CALL`]; about the subject, naming the
+    /// call by its label.
     pub fn check(&self, batch: &Batch, subject: &Subject) -> Result<()> {
         for (index, call) in batch.calls.iter().enumerate() {
             if call.flags & protocol::STOP_ON_ERROR == 0 {
@@ -260,7 +267,8 @@ impl Outcome {
             }
             if let Err(errno) = self.get(CallIndex(index)) {
                 let label = batch.labels.get(index).copied().unwrap_or("call");
-                return Err(Error::system(code::REMOTE_CALL, label, errno).about(subject.clone()));
+                let code = if errno == Errno::EPERM { code::PRIVILEGE } else { code::REMOTE_CALL };
+                return Err(Error::system(code, label, errno).about(subject.clone()));
             }
         }
         Ok(())

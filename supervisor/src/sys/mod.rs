@@ -14,6 +14,7 @@ pub mod file;
 pub mod pagemap;
 pub mod process;
 pub mod ptrace;
+pub mod schedule;
 pub mod sock_diag;
 pub mod socket;
 pub mod terminal;

@@ -1,0 +1,191 @@
+//! Looks at signals and at timers, at one moment.
+//!
+//! Timers run on while their process stands still. A timer that expires between a look at it and a look at the waiting
+//! signals would be lost or counted twice; so one batch asks for the waiting signals, the timers, and the waiting
+//! signals again, and is made again if those differ.
+
+use super::waiting::{Queues, ThreadQueue};
+use crate::error::{Problems, Result};
+use crate::frozen::{Frozen, FrozenProcess, run_in_all};
+use crate::kinds::alarm;
+use crate::records::Records;
+use crate::stub::batch::{Argument, Batch, CallIndex, Data, Outcome};
+use std::collections::BTreeMap;
+use vckpt_image_format::TaskId;
+use vckpt_image_format::record::alarm::Alarm;
+use vckpt_image_format::record::signal::{Action, AlternateStack, SIGNAL_COUNT, Signal, ThreadSignals};
+
+/// Size of the kernel's `struct sigaction`.
+const ACTION_LENGTH: usize = 32;
+/// Size of `stack_t`.
+const STACK_LENGTH: usize = 24;
+/// Size of the kernel's signal sets.
+pub(crate) const SET_LENGTH: u64 = 8;
+/// `SS_AUTODISARM`.
+const AUTODISARM: u32 = 1 << 31;
+/// How often the look is repeated if signals keep coming in.
+const MOST_LOOKS: usize = 100;
+
+/// Gives the records of signals and alarms.
+///
+/// # Errors
+/// Timers that can't be kept; whatever the stub or `/proc` says.
+pub fn observe(frozen: &mut Frozen, records: &mut Records) -> Result<()> {
+    let names: BTreeMap<i32, TaskId> = frozen
+        .processes
+        .iter()
+        .flat_map(|process| process.threads.iter().map(|thread| (thread.tid, thread.id)))
+        .collect();
+    let mut problems = Problems::new();
+    for process in frozen.living() {
+        if let Some((signal, alarm)) = problems.take(observe_process(process, &names)) {
+            records.push(signal);
+            records.push(alarm);
+        }
+    }
+    problems.finish()
+}
+
+fn observe_process(process: &mut FrozenProcess, names: &BTreeMap<i32, TaskId>) -> Result<(Signal, Alarm)> {
+    let subject = process.subject();
+    let timers = alarm::observe::list(process, names)?;
+    let mut looked = look(process, &timers)?;
+    for _ in 1..MOST_LOOKS {
+        if looked.settled {
+            break;
+        }
+        looked = look(process, &timers)?;
+    }
+    let mut alarm = looked.alarm;
+    let queues = queues(process, &looked.waiting)?.settle(&alarm);
+    alarm::overrun::measure(process, &mut alarm, &queues).map_err(|error| error.about(subject))?;
+    let threads = process.threads.iter().zip(looked.stacks).zip(queues.threads);
+    let threads = threads.map(|((thread, alternate_stack), queue)| ThreadSignals {
+        thread: thread.id,
+        mask: thread.agent.signal_mask(),
+        alternate_stack,
+        pending: queue,
+    });
+    let signal = Signal {
+        process: process.id,
+        actions: looked.actions,
+        pending: queues.shared,
+        threads: threads.collect(),
+    };
+    Ok((signal, alarm))
+}
+
+/// What the queues held at the freeze, with what waits now.
+fn queues(process: &FrozenProcess, waiting: &[u64]) -> Result<Queues> {
+    // The thread that was looked at last has seen what the others may have taken from the queue before.
+    let shared = match process.threads.last() {
+        Some(thread) => thread.agent.pending(true)?,
+        None => Vec::new(),
+    };
+    let threads = process.threads.iter().zip(waiting).map(|(thread, &waiting)| {
+        Ok(ThreadQueue { id: thread.id, entries: thread.agent.pending(false)?, waiting })
+    });
+    Ok(Queues { shared, threads: threads.collect::<Result<_>>()? })
+}
+
+/// One look at a process.
+struct Looked {
+    actions: Vec<Action>,
+    stacks: Vec<Option<AlternateStack>>,
+    /// The signals that wait for each thread or its process.
+    waiting: Vec<u64>,
+    alarm: Alarm,
+    /// Whether no signal came in during the look.
+    settled: bool,
+}
+
+/// Questions to one thread.
+struct ThreadQuestions {
+    stack: Data,
+    waiting: Data,
+}
+
+impl ThreadQuestions {
+    fn ask(batch: &mut Batch) -> Self {
+        let waiting = ask_waiting(batch);
+        let stack = batch.room(STACK_LENGTH);
+        batch.must("reading the alternate stack", libc::SYS_sigaltstack, [Argument::value(0), stack.into()]);
+        Self { stack, waiting }
+    }
+
+    fn stack(&self, outcome: &Outcome) -> Option<AlternateStack> {
+        let (address, size) = (outcome.word(self.stack, 0), outcome.word(self.stack, 2));
+        (size != 0).then_some(AlternateStack {
+            address,
+            size,
+            flags: outcome.half_word(self.stack, 2) & AUTODISARM,
+        })
+    }
+}
+
+fn ask_waiting(batch: &mut Batch) -> Data {
+    let waiting = batch.room(8);
+    batch.must(
+        "reading the waiting signals",
+        libc::SYS_rt_sigpending,
+        [waiting.into(), Argument::value(SET_LENGTH)],
+    );
+    waiting
+}
+
+fn look(process: &mut FrozenProcess, timers: &[alarm::observe::Listed]) -> Result<Looked> {
+    let subject = process.subject();
+    let mut thread_batch = Batch::new();
+    let thread_questions = ThreadQuestions::ask(&mut thread_batch);
+    let others = ask_threads(process, &thread_batch).map_err(|error| error.about(subject.clone()))?;
+
+    let mut batch = Batch::new();
+    let before = ask_waiting(&mut batch);
+    let times = alarm::observe::Questions::ask(&mut batch, timers);
+    let questions = ThreadQuestions::ask(&mut batch);
+    let actions = ask_actions(&mut batch);
+    let outcome = process.run(&batch)?;
+    let mut settled = outcome.word(before, 0) == outcome.word(questions.waiting, 0);
+
+    let for_threads = timers.iter().any(alarm::observe::Listed::is_for_a_thread);
+    if for_threads && !others.is_empty() {
+        let again = ask_threads(process, &thread_batch).map_err(|error| error.about(subject))?;
+        let waiting = |outcome: &Outcome| outcome.word(thread_questions.waiting, 0);
+        settled &= others.iter().map(waiting).eq(again.iter().map(waiting));
+    }
+    let mut stacks = vec![questions.stack(&outcome)];
+    let mut waiting = vec![outcome.word(questions.waiting, 0)];
+    for other in &others {
+        stacks.push(thread_questions.stack(other));
+        waiting.push(other.word(thread_questions.waiting, 0));
+    }
+    let alarm = times.alarm(process.id, timers, &outcome);
+    Ok(Looked { actions: read_actions(actions, &outcome), stacks, waiting, alarm, settled })
+}
+
+/// Asks all threads but the leader.
+fn ask_threads(process: &mut FrozenProcess, batch: &Batch) -> Result<Vec<Outcome>> {
+    run_in_all(process.threads.get_mut(1..).unwrap_or_default(), batch)
+}
+
+fn ask_actions(batch: &mut Batch) -> Vec<(u32, CallIndex, Data)> {
+    let ask = |signal: u32| {
+        let action = batch.room(ACTION_LENGTH);
+        let arguments = [signal.into(), Argument::value(0), action.into(), Argument::value(SET_LENGTH)];
+        (signal, batch.must("reading the action of a signal", libc::SYS_rt_sigaction, arguments), action)
+    };
+    (1..=SIGNAL_COUNT).map(ask).collect()
+}
+
+fn read_actions(questions: Vec<(u32, CallIndex, Data)>, outcome: &Outcome) -> Vec<Action> {
+    let actions = questions.into_iter().map(|(signal, _, data)| Action {
+        signal,
+        handler: outcome.word(data, 0),
+        flags: outcome.word(data, 1),
+        restorer: outcome.word(data, 2),
+        mask: outcome.word(data, 3),
+    });
+    actions
+        .filter(|action| (action.handler, action.flags, action.restorer, action.mask) != (0, 0, 0, 0))
+        .collect()
+}
