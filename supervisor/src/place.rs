@@ -28,11 +28,21 @@ pub fn find(image: &Image) -> Result<Place> {
         .ok_or_else(|| Error::new(code::INJECT, "no addresses are free in all processes of the image"))?;
     let tables = crate::image::all::<DescriptorTable>(image)?;
     let highest = tables.iter().flat_map(|table| &table.descriptors).map(|descriptor| descriptor.number).max();
-    let socket = highest.map_or(0, i64::from) + 16;
-    let needed = socket + most_threads as i64 + 16;
-    raise_limit(needed.cast_unsigned())?;
+    let socket = socket_number(highest.map_or(0, |highest| u64::from(highest) + 1), most_threads as u64);
+    raise_limit(socket + most_threads as u64 + 16)?;
     let socket = i32::try_from(socket).map_err(|_| Error::new(code::INJECT, "descriptor numbers are too high"))?;
-    Ok(Place { area, socket: socket.max(64) })
+    Ok(Place { area, socket })
+}
+
+/// Descriptors that a puppet may have for a moment: those of mapped files.
+const SPARE: u64 = 8;
+
+/// The number of the first of the stubs' sockets, of which each thread has one: above all descriptors of the
+/// application, which has `count` of them or fewer, and at the end of what the table has room for anyway. A table
+/// grows by powers of two and never shrinks, and its size shows in `/proc/<pid>/status`.
+fn socket_number(count: u64, threads: u64) -> u64 {
+    let room = (count + SPARE + threads).next_power_of_two().max(64);
+    room - threads
 }
 
 /// Lets this program, and the puppets that inherit the limit, have as many descriptors.

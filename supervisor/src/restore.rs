@@ -103,6 +103,12 @@ impl Restored {
     /// # Errors
     /// [`code::INTERNAL`] if it is not to be waited for.
     pub fn wait(self) -> Result<Ending> {
+        let ending = self.wait_for_root();
+        crate::kinds::descriptor::terminal::restore::take_foreground_back();
+        ending
+    }
+
+    fn wait_for_root(&self) -> Result<Ending> {
         loop {
             // Clones of all kinds, since the root may have any exit signal.
             match waitpid(Pid::from_raw(self.released.child), Some(WaitPidFlag::__WALL)) {

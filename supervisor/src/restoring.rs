@@ -27,7 +27,7 @@ pub struct Restoring<'image> {
     pub descriptions: HashMap<DescriptionId, OwnedFd>,
     /// The shared segments that were made: open for reading and writing.
     pub segments: HashMap<SegmentId, OwnedFd>,
-    /// The nameless files that were made: open for reading and writing.
+    /// The nameless files that were made: open for reading, and for writing where a mapping needs that.
     pub nameless_files: HashMap<NamelessFileId, OwnedFd>,
     /// Where the root directory of the application's mount namespace is seen from here; empty for our own.
     pub root_directory: PathBuf,

@@ -146,9 +146,10 @@ fn push_epoll(detail: &mut Detail, rest: &str) {
     };
     let inode = field(rest, "ino:").unwrap_or_default();
     let line = EpollLine { number, events: u32::try_from(events).unwrap_or_default(), data, inode };
-    match detail {
-        Detail::Epoll(lines) => lines.push(line),
-        _ => *detail = Detail::Epoll(vec![line]),
+    if let Detail::Epoll(lines) = detail {
+        lines.push(line);
+    } else {
+        *detail = Detail::Epoll(vec![line]);
     }
 }
 
@@ -161,9 +162,10 @@ fn push_inotify(detail: &mut Detail, text: &str) {
         return;
     };
     let line = InotifyLine { watch, inode, device, mask };
-    match detail {
-        Detail::Inotify(lines) => lines.push(line),
-        _ => *detail = Detail::Inotify(vec![line]),
+    if let Detail::Inotify(lines) = detail {
+        lines.push(line);
+    } else {
+        *detail = Detail::Inotify(vec![line]);
     }
 }
 

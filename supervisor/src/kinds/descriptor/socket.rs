@@ -191,9 +191,10 @@ fn peek(opened: &Opened, length: usize) -> Result<Option<Message>> {
     };
     // Whatever descriptors came along are closed with this.
     if let Some(message) = ancillary.drain().next() {
-        let word = match message {
-            RecvAncillaryMessage::ScmRights(_) => "descriptors travel in a socket",
-            _ => "credentials travel in a socket",
+        let word = if matches!(message, RecvAncillaryMessage::ScmRights(_)) {
+            "descriptors travel in a socket"
+        } else {
+            "credentials travel in a socket"
         };
         return Err(opened.refuse(code::SOCKET_STATE, word).hint("dump it when the receiver has taken them"));
     }

@@ -81,9 +81,13 @@ pub fn plan(image: &Image, plan: &mut Plan) -> Result<()> {
 /// The calls that start it in a process that has it under this number.
 fn start(timer: &TimerDescriptor, number: u32, realtime: i64) -> Batch {
     let mut batch = Batch::new();
+    // One that repeats, has expired and was not read stands still until it is read: it is made to expire at once, and
+    // so stands in the same way.
+    let stands = timer.remaining == 0 && timer.interval != 0 && timer.ticks != 0;
+    let timer = &TimerDescriptor { remaining: timer.remaining.max(u64::from(stands)), ..timer.clone() };
     if timer.remaining != 0 {
         let of_day = matches!(timer.clock.cast_signed(), libc::CLOCK_REALTIME | libc::CLOCK_REALTIME_ALARM);
-        let (value, flags) = if of_day && timer.settime_flags & ABSOLUTE != 0 {
+        let (value, flags) = if of_day && !stands && timer.settime_flags & ABSOLUTE != 0 {
             (timer.remaining.saturating_add_signed(realtime), timer.settime_flags)
         } else {
             (timer.remaining, 0)
@@ -159,5 +163,12 @@ mod tests {
     fn expirations_are_kept_without_a_running_timer() {
         assert_eq!(start(&timer(libc::CLOCK_MONOTONIC, 0, 0, 9), 4, 0).calls.len(), 1);
         assert!(start(&timer(libc::CLOCK_MONOTONIC, 0, 0, 0), 4, 0).is_empty());
+    }
+
+    #[test]
+    fn a_repeating_timer_that_waits_to_be_read_goes_on() {
+        let repeats = TimerDescriptor { interval: SECOND, ..timer(libc::CLOCK_MONOTONIC, 0, 0, 2) };
+        let batch = start(&repeats, 4, 0);
+        assert_eq!((batch.calls.len(), value(&batch)), (2, 1));
     }
 }

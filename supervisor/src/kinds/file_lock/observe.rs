@@ -13,7 +13,6 @@ use vckpt_image_format::record::file_locking::{FileLocking, Holder};
 ///
 /// # Errors
 /// None.
-#[expect(clippy::unnecessary_wraps, reason = "the signature is that of all kinds")]
 pub fn nothing(_frozen: &mut Frozen, _records: &mut Records) -> Result<()> {
     Ok(())
 }

@@ -101,11 +101,13 @@ fn executable(process: &FrozenProcess, records: &mut Records) -> Result<MappedFi
 
 /// The file, if the name still leads to it.
 fn named(process: &FrozenProcess, path: &Text, inode: Inode, writable: bool) -> Option<MappedFile> {
+    // The kernel gives paths as we see them, whatever root the process has; in another mount namespace, from the root
+    // of that.
     let relative = path.as_path().strip_prefix("/").ok()?;
-    let metadata = std::fs::metadata(read::path(process.pid, "root").join(relative)).ok()?;
-    if (metadata.dev(), metadata.ino()) != inode {
-        return None;
-    }
+    let places = [path.to_path(), read::path(process.pid, "root").join(relative)];
+    let metadata = places.iter().find_map(|place| {
+        std::fs::metadata(place).ok().filter(|found| (found.dev(), found.ino()) == inode)
+    })?;
     Some(described(path.clone(), &metadata, None, writable))
 }
 

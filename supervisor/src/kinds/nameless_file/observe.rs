@@ -14,7 +14,6 @@ use vckpt_image_format::{NamelessFileId, Text};
 ///
 /// # Errors
 /// None.
-#[expect(clippy::unnecessary_wraps, reason = "the signature is that of all kinds")]
 pub fn observe(_frozen: &mut Frozen, _records: &mut Records) -> Result<()> {
     Ok(())
 }

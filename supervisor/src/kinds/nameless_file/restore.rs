@@ -2,16 +2,20 @@
 
 use crate::error::{Error, Result, Subject, code};
 use crate::kinds::descriptor::all;
+use crate::kinds::descriptor::restore::open_again;
 use crate::plan::{Action, Plan, Stage};
 use crate::restoring::Restoring;
 use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, Timespec, Timestamps, Uid};
+use std::collections::HashSet;
 use std::fs::File;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use vckpt_image_format::Image;
+use vckpt_image_format::record::file::Target;
 use vckpt_image_format::record::mmap_memory::{MmapMemory, PageOwner, PageRun, PageSource};
 use vckpt_image_format::record::nameless_file::NamelessFile;
+use vckpt_image_format::record::process_map::{ProcessMap, Source};
+use vckpt_image_format::{Image, NamelessFileId, record};
 
 /// Bytes that are copied at once.
 const PORTION: u64 = 1 << 20;
@@ -27,12 +31,33 @@ pub fn plan(image: &Image, plan: &mut Plan) -> Result<()> {
         return Ok(());
     }
     let memory = all::<MmapMemory>(image)?;
+    let written = written(image)?;
     for file in files {
         let mine = memory.iter().filter(|memory| memory.owner == PageOwner::NamelessFile(file.id));
         let runs = mine.flat_map(|memory| memory.runs.iter().copied()).collect();
-        plan.action(Stage::SharedObjects, MakeNamelessFile { file, runs });
+        let stays_writable = written.contains(&file.id);
+        plan.action(Stage::SharedObjects, MakeNamelessFile { file, runs, stays_writable });
     }
     Ok(())
+}
+
+/// The files that must stay open for writing: for a mapping, or because the description that made one is in use.
+fn written(image: &Image) -> Result<HashSet<NamelessFileId>> {
+    let mut written = HashSet::new();
+    for map in all::<ProcessMap>(image)? {
+        written.extend(map.mappings.iter().filter_map(|mapping| match &mapping.source {
+            Source::File { file, .. } if file.writable => file.nameless,
+            Source::File { .. } | Source::Anonymous | Source::Segment { .. } | Source::Kernel { .. } => None,
+        }));
+    }
+    for file in all::<record::file::File>(image)? {
+        if let Target::Nameless(id) = file.target
+            && file.description.flags.cast_signed() & libc::O_TMPFILE == libc::O_TMPFILE
+        {
+            written.insert(id);
+        }
+    }
+    Ok(written)
 }
 
 /// Makes a file without a name, and fills it.
@@ -40,6 +65,7 @@ pub fn plan(image: &Image, plan: &mut Plan) -> Result<()> {
 struct MakeNamelessFile {
     file: NamelessFile,
     runs: Vec<PageRun>,
+    stays_writable: bool,
 }
 
 impl Action for MakeNamelessFile {
@@ -70,7 +96,12 @@ impl MakeNamelessFile {
             fill(restoring.image, run, &file, self.file.size)?;
         }
         self.dress(&file).map_err(|errno| failed("setting owner, mode and time of a file", errno))?;
-        Ok(file.into())
+        if self.stays_writable {
+            return Ok(file.into());
+        }
+        // A program can't be run from a file that anybody has open for writing.
+        open_again(file.as_fd(), libc::O_RDONLY.cast_unsigned())
+            .map_err(|errno| failed("opening a file that was made again", errno))
     }
 
     /// Owner, permissions, time: after the content, whose writing changes them.

@@ -4,7 +4,7 @@ use crate::error::{Problems, Result, code};
 use crate::kinds::descriptor::opened::{Opened, Walk};
 use crate::kinds::{nameless_file, segment};
 use crate::records::Records;
-use rustix::fs::{AtFlags, CWD, SealFlags, StatxFlags};
+use rustix::fs::{AtFlags, CWD, SealFlags};
 use std::os::fd::AsFd;
 use vckpt_image_format::record::file::{File, Target};
 use vckpt_image_format::record::shared_segment::Origin;
@@ -72,11 +72,6 @@ fn memory_file_name(opened: &Opened) -> Option<Text> {
 
 fn memory_file(opened: &Opened, name: Text, records: &mut Records) -> Result<SegmentId> {
     let seals = rustix::fs::fcntl_get_seals(&opened.file).unwrap_or(SealFlags::empty()).bits();
-    let blocks = rustix::fs::statx(&opened.file, c"", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS);
-    if blocks.is_ok_and(|status| status.stx_blksize > 64 * 1024 && opened.status.st_blksize > 4096) {
-        // A memory file of huge pages: its block size is that of its pages.
-        tracing::debug!(link = %opened.link, "memory file of huge pages");
-    }
     let again = nameless_file::observe::open_to_read(opened.file.as_fd())
         .map_err(|error| error.about(opened.subject.clone()))?;
     let size = opened.status.st_size.cast_unsigned();

@@ -53,6 +53,13 @@ impl OpenFile {
         let Some(made) = made else {
             return Err(Error::new(code::INTERNAL, "a file whose content was not made"));
         };
+        // The description with which a file without a name was made shows that, so it is the one that made this file.
+        let made_it = libc::O_TMPFILE | libc::O_RDWR;
+        let both = [flags, crate::sys::file::status_flags(made.as_fd()).unwrap_or_default()];
+        if both.iter().all(|flags| flags.cast_signed() & (libc::O_TMPFILE | libc::O_ACCMODE) == made_it) {
+            return rustix::io::fcntl_dupfd_cloexec(made, 0)
+                .map_err(|errno| self.failed("opening a file that was made again", errno));
+        }
         restore::open_again(made.as_fd(), flags & !(libc::O_DIRECTORY.cast_unsigned()))
             .map_err(|errno| self.failed("opening a file that was made again", errno))
     }
@@ -88,7 +95,12 @@ impl OpenFile {
             Target::PathOnly { file_type: wanted } if file_type != wanted => {
                 Err(self.differs("it is of another type"))
             }
-            _ => Ok(()),
+            Target::Regular { .. }
+            | Target::Directory
+            | Target::CharacterDevice { .. }
+            | Target::PathOnly { .. }
+            | Target::Nameless(_)
+            | Target::Segment(_) => Ok(()),
         }
     }
 

@@ -42,10 +42,8 @@ impl Action for MakeSocket {
 }
 
 fn failed(what: &str, errno: Errno) -> Box<Error> {
-    match errno {
-        Errno::EADDRINUSE | Errno::EADDRNOTAVAIL => Error::system(code::ADDRESS_TAKEN, what, errno),
-        _ => Error::system(code::DESCRIPTOR_RESTORE, what, errno),
-    }
+    let is_taken = matches!(errno, Errno::EADDRINUSE | Errno::EADDRNOTAVAIL);
+    Error::system(if is_taken { code::ADDRESS_TAKEN } else { code::DESCRIPTOR_RESTORE }, what, errno)
 }
 
 fn errno(errno: rustix::io::Errno) -> Errno {

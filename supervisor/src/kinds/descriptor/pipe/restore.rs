@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use vckpt_image_format::Image;
 use vckpt_image_format::record::Record;
 use vckpt_image_format::record::data_queued::{DataQueued, Queue};
+use vckpt_image_format::record::description::Description;
 use vckpt_image_format::record::pipe::Pipe;
 
 /// Adds a step for each pipe.
@@ -49,11 +50,23 @@ impl Action for MakePipe {
             rustix::pipe::fcntl_setpipe_size(&writer, capacity).map_err(failed("setting the capacity of a pipe"))?;
         }
         self.fill(&reader, &writer).map_err(failed("filling a pipe"))?;
+        // What was made is the first description of each side of a pipe; others are opened by `/proc`, without waiting,
+        // whatever their flags say. It is closed last: a side without an open end would be closed for good.
+        let is_pipe = self.pipe.path.is_none();
+        let (mut first_reader, mut first_writer) = (None, None);
         for end in &self.pipe.ends {
-            // Opening it by `/proc` gives a description of its own; without waiting, whatever its flags say.
-            let side = if end.reads() { &reader } else { &writer };
+            let (side, first) =
+                if end.reads() { (&reader, &mut first_reader) } else { (&writer, &mut first_writer) };
+            if is_pipe && first.is_none() && end.flags & Description::ACCESS_MODE != 2 {
+                *first = Some(end);
+                continue;
+            }
             let flags = (end.flags | libc::O_NONBLOCK.cast_unsigned()) & !libc::O_DIRECT.cast_unsigned();
             let made = restore::open_again(side.as_fd(), flags).map_err(failed("opening an end of a pipe"))?;
+            restore::keep(restoring, end, made).map_err(|error| error.about(Subject::path(self.pipe.name())))?;
+        }
+        for (end, made) in [(first_reader, reader), (first_writer, writer)] {
+            let Some(end) = end else { continue };
             restore::keep(restoring, end, made).map_err(|error| error.about(Subject::path(self.pipe.name())))?;
         }
         Ok(())

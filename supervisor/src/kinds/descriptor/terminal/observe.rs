@@ -3,11 +3,12 @@
 use super::is_controlling;
 use crate::error::{Problems, Result, code};
 use crate::kinds::descriptor::opened::{Opened, Walk};
+use crate::proc::{read, stat};
 use crate::records::Records;
 use crate::sys::terminal;
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
-use vckpt_image_format::TerminalId;
+use vckpt_image_format::{TaskId, TerminalId};
 use vckpt_image_format::record::terminal::{Modes, Terminal, TerminalDescription};
 
 /// Gives a record for each terminal.
@@ -45,11 +46,7 @@ fn look(walk: &Walk<'_>, id: TerminalId, descriptions: &[&Opened]) -> Result<Ter
     let modes = terminal::modes(first.file.as_fd()).map_err(failed)?;
     let window = rustix::termios::tcgetwinsize(&first.file)
         .map_err(|errno| first.failed("asking for the size of a terminal", errno))?;
-    // Both are refused to a process that has another controlling terminal, as this one may.
-    let session = rustix::termios::tcgetsid(&first.file).ok();
-    let foreground = rustix::termios::tcgetpgrp(&first.file).ok();
-    let session = session.and_then(|leader| walk.frozen.virtual_id(leader.as_raw_nonzero().get()));
-    let foreground = foreground.and_then(|group| walk.frozen.virtual_id(group.as_raw_nonzero().get()));
+    let (session, foreground) = users(walk, descriptions);
     Ok(Terminal {
         id,
         path: first.link.clone(),
@@ -64,7 +61,7 @@ fn look(walk: &Walk<'_>, id: TerminalId, descriptions: &[&Opened]) -> Result<Ter
         },
         window: (window.ws_row, window.ws_col, window.ws_xpixel, window.ws_ypixel),
         session,
-        foreground: foreground.map(|group| group.0),
+        foreground,
         descriptions: descriptions
             .iter()
             .map(|opened| TerminalDescription {
@@ -73,4 +70,24 @@ fn look(walk: &Walk<'_>, id: TerminalId, descriptions: &[&Opened]) -> Result<Ter
             })
             .collect(),
     })
+}
+
+/// The leader of the session that has it as its controlling terminal, and the foreground group, as far as they are in
+/// the tree. The terminal itself tells that only to members of the session; `/proc` tells it of each of them.
+fn users(walk: &Walk<'_>, descriptions: &[&Opened]) -> (Option<TaskId>, Option<u32>) {
+    let Some(device) = descriptions.iter().find_map(|opened| terminal::device(opened.file.as_fd()).ok()) else {
+        return (None, None);
+    };
+    let pids = descriptions.iter().flat_map(|opened| &opened.holders).map(|holder| holder.pid);
+    let stats = pids.filter_map(|pid| stat::parse(&read::file(pid, "stat").ok()?));
+    let Some(stat) = stats.into_iter().find(|stat| numbers(stat.terminal.cast_unsigned()) == device) else {
+        return (None, None);
+    };
+    let foreground = walk.frozen.virtual_id(stat.foreground_group).map(|group| group.0);
+    (walk.frozen.virtual_id(stat.session), foreground)
+}
+
+/// Major and minor number of a device as `/proc/<pid>/stat` has it.
+fn numbers(device: u32) -> (u32, u32) {
+    ((device >> 8) & 0xfff, (device & 0xff) | ((device >> 12) & 0xf_ff00))
 }

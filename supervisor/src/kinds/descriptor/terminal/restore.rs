@@ -5,9 +5,11 @@ use crate::kinds::descriptor::{all, restore};
 use crate::plan::{Action, Plan, Stage};
 use crate::restoring::Restoring;
 use crate::sys::terminal;
+use nix::sys::signal::{SigSet, SigmaskHow, Signal};
+use rustix::process::Pid;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use vckpt_image_format::Image;
+use vckpt_image_format::{Image, TaskId};
 use vckpt_image_format::record::terminal::{Modes, Terminal};
 
 /// Adds a step for each terminal.
@@ -16,6 +18,9 @@ use vckpt_image_format::record::terminal::{Modes, Terminal};
 /// As [`all`].
 pub fn plan(image: &Image, plan: &mut Plan) -> Result<()> {
     for terminal in all::<Terminal>(image)? {
+        if let Some(group) = terminal.foreground {
+            plan.action(Stage::Timers, GiveForeground { group: TaskId(group) });
+        }
         plan.action(Stage::Descriptors, OpenTerminal(terminal));
     }
     Ok(())
@@ -50,6 +55,53 @@ impl Action for OpenTerminal {
         let Some(any) = restoring.descriptions.get(&any.description.id) else { return Ok(()) };
         set_modes(any, &self.0.modes).map_err(about)
     }
+}
+
+/// Puts the group that was in the foreground into the foreground of our terminal, if we are there.
+#[derive(Debug)]
+struct GiveForeground {
+    group: TaskId,
+}
+
+impl Action for GiveForeground {
+    fn act(&self, restoring: &mut Restoring<'_>) -> Result<()> {
+        let Some(own) = controlling_terminal() else { return Ok(()) };
+        let us = rustix::process::getpgrp();
+        if rustix::termios::tcgetpgrp(&own) != Ok(us) || !restoring.puppets.contains_key(&self.group) {
+            return Ok(());
+        }
+        let leader = restoring.system_id(self.group)?;
+        let Some(group) = Pid::from_raw(leader).and_then(|leader| rustix::process::getpgid(Some(leader)).ok()) else {
+            return Ok(());
+        };
+        // A group of another session can't be there; the application is then in a session of its own.
+        match rustix::termios::tcsetpgrp(&own, group) {
+            Ok(()) | Err(rustix::io::Errno::PERM) => Ok(()),
+            Err(errno) => Err(Error::system(code::DESCRIPTOR_RESTORE, "giving the terminal to the application", errno)),
+        }
+    }
+}
+
+/// Takes the foreground of our terminal back when the process group to which it was given has ended.
+pub fn take_foreground_back() {
+    let Some(own) = controlling_terminal() else { return };
+    let us = rustix::process::getpgrp();
+    let Ok(group) = rustix::termios::tcgetpgrp(&own) else { return };
+    let has_ended = rustix::process::test_kill_process_group(group) == Err(rustix::io::Errno::SRCH);
+    if group == us || !has_ended {
+        return;
+    }
+    // Without this, who takes it from the background is stopped.
+    let mut set = SigSet::empty();
+    set.add(Signal::SIGTTOU);
+    let Ok(before) = set.thread_swap_mask(SigmaskHow::SIG_BLOCK) else { return };
+    // If it fails, whoever started us takes it back.
+    let _ = rustix::termios::tcsetpgrp(&own, us);
+    let _ = before.thread_set_mask();
+}
+
+fn controlling_terminal() -> Option<OwnedFd> {
+    restore::open(Path::new("/dev/tty"), libc::O_RDWR.cast_unsigned()).ok()
 }
 
 /// The path of the terminal on which this program runs.

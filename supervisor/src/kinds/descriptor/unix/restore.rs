@@ -10,6 +10,7 @@ use nix::errno::Errno;
 use rustix::fs::{AtFlags, CWD, Gid, Mode, Uid};
 use rustix::net::{AddressFamily, Shutdown, SocketFlags};
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use vckpt_image_format::record::Record;
 use vckpt_image_format::record::data_queued::{DataQueued, Message, Queue};
@@ -139,11 +140,16 @@ fn bind(new: BorrowedFd<'_>, name: &Text, socket: &UnixSocket) -> Result<()> {
         }
         rustix::fs::unlink(name.as_path()).map_err(|error| failed("replacing the file of a socket", errno(error)))?;
     }
-    socket::bind(new, &to).map_err(|errno| match errno {
-        Errno::EADDRINUSE => taken(name),
-        errno => failed("giving a unix socket its address", errno).about(Subject::path(name)),
+    socket::bind(new, &to).map_err(|errno| {
+        if errno == Errno::EADDRINUSE {
+            return taken(name);
+        }
+        failed("giving a unix socket its address", errno).about(Subject::path(name))
     })?;
-    if is_path { dress(name, socket).map_err(|error| failed("setting owner and mode of a socket", errno(error))) } else { Ok(()) }
+    if is_path {
+        dress(name, socket).map_err(|error| failed("setting owner and mode of a socket", errno(error)))?;
+    }
+    Ok(())
 }
 
 fn taken(name: &Text) -> Box<Error> {
@@ -205,10 +211,8 @@ impl MakeUnixSockets {
         let to = match &socket.state {
             UnixState::Unconnected | UnixState::Listening { .. } => return Ok(()),
             UnixState::Orphaned => {
-                if !made.contains_key(&socket.id) {
-                    let orphan = self.orphan(socket)?;
-                    made.insert(socket.id, orphan);
-                }
+                let orphan = self.orphan(socket)?;
+                made.insert(socket.id, orphan);
                 return Ok(());
             }
             UnixState::Connected { .. } if !is_alone(socket) && made.contains_key(&socket.id) => return Ok(()),
@@ -218,10 +222,10 @@ impl MakeUnixSockets {
         let Some(to) = to else {
             return Err(Error::new(code::IMAGE_BAD, "a unix socket is connected with one that has no address"));
         };
-        if !made.contains_key(&socket.id) {
-            made.insert(socket.id, new_socket(socket)?);
-        }
-        let Some(new) = made.get(&socket.id) else { return Ok(()) };
+        let new = match made.entry(socket.id) {
+            Entry::Occupied(found) => found.into_mut(),
+            Entry::Vacant(free) => free.insert(new_socket(socket)?),
+        };
         socket::connect(new.as_fd(), &address(&to.0))
             .map_err(|errno| failed("connecting a unix socket", errno).about(Subject::path(&to)))
     }
