@@ -25,9 +25,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 pub fn plan(image: &Image, plan: &mut Plan) -> Result<()> {
     let signals: Vec<Signal> = crate::kinds::all(image)?;
     for alarm in crate::kinds::all::<Alarm>(image)? {
-        let waiting =
-            signals.iter().find(|signal| signal.process == alarm.process).map_or(0, waiting_for_process);
-        steps(alarm, waiting, plan);
+        let signal = signals.iter().find(|signal| signal.process == alarm.process);
+        steps(alarm, signal.map_or(0, waiting_for_process), plan);
     }
     Ok(())
 }
