@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::fs::File;
 use std::io::Write;
 use std::os::fd::OwnedFd;
 use vckpt_image_format::record::mmap_memory::PageOwner;
@@ -39,6 +40,46 @@ pub struct FileContent {
     pub size: u64,
 }
 
+/// The pages of a memory that are to be stored.
+#[derive(Debug)]
+pub struct MemoryContent {
+    /// What they belong to.
+    pub owner: PageOwner,
+    /// The process to read them from, as this program sees it.
+    pub pid: i32,
+    /// Its memory (`/proc/<pid>/mem`).
+    pub memory: File,
+    /// Whether pages may be shared by copy-on-write with other processes: then they must not be read in a way that
+    /// makes copies of them.
+    pub shared: bool,
+    /// What to subtract from an address to get the address in the record (for segments).
+    pub base: u64,
+    /// The runs, in order.
+    pub runs: Vec<FoundRun>,
+}
+
+/// Pages with consecutive addresses that were found in a memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FoundRun {
+    /// First address.
+    pub start: u64,
+    /// First address behind it.
+    pub end: u64,
+    /// What is known of the pages.
+    pub content: RunContent,
+}
+
+/// What is known of the pages of a [`FoundRun`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RunContent {
+    /// To be stored; pages of zeros need not be.
+    Anonymous,
+    /// To be stored; pages of zeros must be noted, since the mapping gives something else.
+    OverFile,
+    /// The parent has the same pages at the same addresses.
+    Parent,
+}
+
 /// Everything that was observed.
 #[derive(Debug, Default)]
 pub struct Records {
@@ -46,6 +87,8 @@ pub struct Records {
     pub records: Vec<Box<dyn AnyRecord>>,
     /// Files and segments whose content is to be stored.
     pub contents: Vec<FileContent>,
+    /// Memories whose pages are to be stored.
+    pub memories: Vec<MemoryContent>,
     /// What can't be kept exactly, in one line each.
     pub degraded: Vec<String>,
     nameless_files: HashMap<Inode, NamelessFileId>,

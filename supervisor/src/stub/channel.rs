@@ -133,7 +133,7 @@ impl Channel {
 }
 
 fn decode(buffer: &[u8], received: usize, batch: &Batch) -> Option<Outcome> {
-    let reply = Reply::from_bytes(buffer.get(..16)?.try_into().ok()?);
+    let reply = Reply::from_bytes(buffer.get(..received)?)?;
     let results_end = 16 + batch.calls.len() * 8;
     let data_length = usize::try_from(reply.data_length).ok()?;
     if reply.version != protocol::VERSION

@@ -1,0 +1,267 @@
+//! What can be typed. The documentation comments are the help, the manual page and the completions; clap appears
+//! nowhere else but where those are printed.
+
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum, ValueHint};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Freeze a running tree of processes into one file, and bring it back
+///
+/// vckpt writes everything that a tree of processes is (memory, threads, open files, pipes, signals, timers) into one
+/// image file, and restores it later: here or on another machine, once or many times. The processes need no
+/// preparation and notice nothing.
+///
+/// Exit codes: 0 done; 1 fault of vckpt; 2 usage; 3 the target's state is not supported; 4 the host lacks a feature or
+/// privilege; 5 the environment differs; 6 the image is damaged; 7 the image can't be written or read; 8 time-out while
+/// freezing; 9 the target ended; 10 degraded; 130 interrupted.
+#[derive(Debug, Parser)]
+#[command(name = "vckpt", version, max_term_width = 100, arg_required_else_help = true)]
+pub(crate) struct Arguments {
+    /// Print one JSON object instead of words
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+
+    /// Print what is done and how long it takes; twice for more
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub(crate) verbose: u8,
+
+    /// Print nothing but results and errors
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub(crate) quiet: bool,
+
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// The commands; their help is at their arguments.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Dump(Dump),
+    Restore(Restore),
+    Check(Check),
+    Show(Show),
+    Explain(Explain),
+    Demo(Demo),
+    Completion(Completion),
+    /// Print the manual page
+    #[command(hide = true)]
+    Man,
+    /// The workload of the demonstration
+    #[command(hide = true)]
+    Bakery(Bakery),
+}
+
+/// Write a running process and all its descendants into an image
+///
+/// The image's path is printed to standard output, everything else to standard error. Unless told otherwise, the
+/// processes are ended when the image is complete; if anything fails before, they go on as if nothing had happened.
+#[derive(Debug, Args)]
+pub(crate) struct Dump {
+    /// The process, which is dumped with all its descendants
+    #[arg(value_parser = clap::value_parser!(i32).range(1..))]
+    pub(crate) pid: i32,
+
+    /// The image [default: ./<name>-<pid>.vckpt]; - for standard output
+    #[arg(short, long, value_name = "IMAGE", value_hint = ValueHint::FilePath)]
+    pub(crate) output: Option<PathBuf>,
+
+    /// Let the processes go on afterwards
+    #[arg(short = 'R', long, conflicts_with = "leave_stopped")]
+    pub(crate) leave_running: bool,
+
+    /// Leave the processes stopped afterwards, until SIGCONT
+    #[arg(short = 's', long)]
+    pub(crate) leave_stopped: bool,
+
+    /// How long the processes may take to stand still
+    #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = seconds)]
+    pub(crate) freeze_timeout: Duration,
+
+    /// Replace an image that is already there
+    #[arg(short, long)]
+    pub(crate) force: bool,
+}
+
+/// Bring back the processes of an image
+///
+/// Stays as the parent of the restored processes: signals and the terminal are handed on to them, and the exit code is
+/// that of the first process (128 + n if signal n ended it). With --detach it ends as soon as they run, and prints the
+/// process ID of the first one.
+#[derive(Debug, Args)]
+pub(crate) struct Restore {
+    /// The image; - for standard input
+    #[arg(value_hint = ValueHint::FilePath)]
+    pub(crate) image: PathBuf,
+
+    /// End as soon as the processes run
+    #[arg(short, long)]
+    pub(crate) detach: bool,
+
+    /// Write the process ID of the first process to this file
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) pid_file: Option<PathBuf>,
+
+    /// Where the old process IDs come from [default: same if they are free, else namespace]
+    #[arg(long, value_name = "WHERE")]
+    pub(crate) pids: Option<PidChoice>,
+}
+
+/// Where the old process IDs come from.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum PidChoice {
+    /// The same IDs here; an error if one is taken
+    Same,
+    /// A fresh PID namespace
+    Namespace,
+}
+
+/// Tell everything that stands in the way of a dump or restore, at once
+///
+/// Nothing is changed or created. Exit code 0: nothing stands in the way; 10: some things would not be exact; anything
+/// else: the code that dump or restore would end with.
+#[derive(Debug, Args)]
+pub(crate) struct Check {
+    /// A process ID or an image
+    #[arg(value_name = "PID|IMAGE", value_hint = ValueHint::FilePath)]
+    pub(crate) subject: PathBuf,
+}
+
+/// Show what is in an image: processes, descriptors, memory, records
+///
+/// Without options: all but the records. The contents of memory are not read.
+#[derive(Debug, Args)]
+pub(crate) struct Show {
+    /// The image
+    #[arg(value_hint = ValueHint::FilePath)]
+    pub(crate) image: PathBuf,
+
+    /// The tree of processes, as ps axjf shows it
+    #[arg(short, long)]
+    pub(crate) processes: bool,
+
+    /// The descriptors, as lsof shows them
+    #[arg(short, long)]
+    pub(crate) files: bool,
+
+    /// The mappings, as pmap shows them, with what is stored of each
+    #[arg(short, long)]
+    pub(crate) memory: bool,
+
+    /// Every resource record, by kind
+    #[arg(short, long)]
+    pub(crate) records: bool,
+}
+
+/// Explain an error code such as VC-FD-001
+#[derive(Debug, Args)]
+pub(crate) struct Explain {
+    /// The code; without it, all are listed
+    #[arg(value_name = "CODE")]
+    pub(crate) code: Option<String>,
+}
+
+/// Freeze a small bakery, bring it back, and prove that nothing was lost
+///
+/// Starts three processes of its own that work together through a pipe, a file, threads and timers; dumps them, shows
+/// what was caught, restores them, and checks that they went on exactly where they were. Takes some four seconds,
+/// needs no privileges, and leaves nothing behind.
+#[derive(Debug, Args)]
+pub(crate) struct Demo {
+    /// Keep the image and the bakery's book, and say where they are
+    #[arg(long)]
+    pub(crate) keep: bool,
+}
+
+/// Print completions for a shell
+#[derive(Debug, Args)]
+pub(crate) struct Completion {
+    /// The shell
+    pub(crate) shell: Shell,
+}
+
+/// The shells that completions are made for.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum Shell {
+    /// bash
+    Bash,
+    /// zsh
+    Zsh,
+    /// fish
+    Fish,
+}
+
+/// The workload of the demonstration; started by `vckpt demo` only.
+#[derive(Debug, Args)]
+pub(crate) struct Bakery {
+    /// Which of its processes this is
+    pub(crate) role: Role,
+}
+
+/// The processes of the bakery.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum Role {
+    /// The first process, which starts the others and watches the oven
+    Master,
+    /// Bakes loaves
+    Baker,
+    /// Sells them and keeps the book
+    Shop,
+}
+
+impl Role {
+    /// The word on the command line.
+    pub(crate) const fn word(self) -> &'static str {
+        match self {
+            Self::Master => "master",
+            Self::Baker => "baker",
+            Self::Shop => "shop",
+        }
+    }
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| "this is no number of seconds".to_owned())?;
+    Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
+}
+
+/// The completions for a shell.
+pub(crate) fn completion(shell: Shell) -> Vec<u8> {
+    let mut script = Vec::new();
+    let mut command = Arguments::command();
+    let shell = match shell {
+        Shell::Bash => clap_complete::Shell::Bash,
+        Shell::Zsh => clap_complete::Shell::Zsh,
+        Shell::Fish => clap_complete::Shell::Fish,
+    };
+    clap_complete::generate(shell, &mut command, "vckpt", &mut script);
+    script
+}
+
+/// The manual page, one after the other for every command.
+pub(crate) fn manual() -> std::io::Result<Vec<u8>> {
+    let mut page = Vec::new();
+    let mut command = Arguments::command();
+    command.build();
+    clap_mangen::Man::new(command.clone()).render(&mut page)?;
+    for part in command.get_subcommands().filter(|part| !part.is_hide_set() && part.get_name() != "help") {
+        clap_mangen::Man::new(part.clone()).render(&mut page)?;
+    }
+    Ok(page)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Arguments, CommandFactory, Parser};
+
+    #[test]
+    fn definition_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn process_ids_are_positive() {
+        assert!(Arguments::try_parse_from(["vckpt", "dump", "0"]).is_err());
+        assert!(Arguments::try_parse_from(["vckpt", "dump", "12", "-o", "-"]).is_ok());
+        assert!(Arguments::try_parse_from(["vckpt", "dump", "12", "-R", "-s"]).is_err());
+    }
+}

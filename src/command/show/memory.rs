@@ -1,0 +1,190 @@
+//! The mappings, as `pmap` shows them, with what the image stores of each.
+
+use super::view::{PAGE, View, run_end};
+use crate::table::{Align, Table};
+use crate::units;
+use serde::Serialize;
+use vckpt_image_format::MemoryId;
+use vckpt_image_format::record::mmap_memory::{PageOwner, PageSource};
+use vckpt_image_format::record::process_map::{Mapping, Source};
+
+/// An address space.
+#[derive(Debug, Serialize)]
+pub(crate) struct Space {
+    /// The processes that have it.
+    processes: Vec<u32>,
+    command: String,
+    /// Bytes of all mappings.
+    pub(crate) size: u64,
+    /// Bytes that are in the image.
+    pub(crate) stored: u64,
+    /// Bytes that are in the image with an ancestor.
+    pub(crate) shared: u64,
+    mappings: Vec<Row>,
+}
+
+/// A mapping.
+#[derive(Debug, Serialize)]
+struct Row {
+    start: u64,
+    end: u64,
+    /// As in `/proc/<pid>/maps`.
+    mode: String,
+    stored: u64,
+    shared: u64,
+    name: String,
+}
+
+/// All address spaces, in the order of their first processes.
+pub(crate) fn spaces(view: &View) -> Vec<Space> {
+    let mut known: Vec<(MemoryId, Space)> = Vec::new();
+    for process in &view.processes {
+        let Some(living) = &process.living else { continue };
+        if let Some((_, space)) = known.iter_mut().find(|(memory, _)| *memory == living.memory) {
+            space.processes.push(process.id.0);
+            continue;
+        }
+        let mappings = view.spaces.get(&living.memory).map_or(&[][..], |space| &space.mappings);
+        let heap =
+            view.spaces.get(&living.memory).and_then(|space| space.layout.as_ref()).map(|layout| layout.heap);
+        let stack = view
+            .spaces
+            .get(&living.memory)
+            .and_then(|space| space.layout.as_ref())
+            .map(|layout| layout.stack);
+        let rows: Vec<Row> =
+            mappings.iter().map(|mapping| row(view, living.memory, mapping, heap, stack)).collect();
+        let space = Space {
+            processes: vec![process.id.0],
+            command: process.command.to_string(),
+            size: rows.iter().map(|row| row.end - row.start).fold(0, u64::saturating_add),
+            stored: rows.iter().map(|row| row.stored).fold(0, u64::saturating_add),
+            shared: rows.iter().map(|row| row.shared).fold(0, u64::saturating_add),
+            mappings: rows,
+        };
+        known.push((living.memory, space));
+    }
+    known.into_iter().map(|(_, space)| space).collect()
+}
+
+fn row(
+    view: &View,
+    memory: MemoryId,
+    mapping: &Mapping,
+    heap: Option<(u64, u64)>,
+    stack: Option<u64>,
+) -> Row {
+    let Mapping { start, end, .. } = *mapping;
+    let (mut stored, mut shared) = bytes(view, PageOwner::Memory(memory), start, end);
+    if let Source::Segment { segment, offset } = mapping.source {
+        let part = bytes(view, PageOwner::Segment(segment), offset, offset.saturating_add(end - start));
+        stored += part.0;
+        shared += part.1;
+    }
+    let name = match &mapping.source {
+        Source::File { file, .. } if file.nameless.is_some() => format!("{} (deleted)", file.path),
+        Source::File { file, .. } => file.path.to_string(),
+        Source::Segment { segment, .. } => format!("[shared segment {segment}]"),
+        Source::Kernel { name } => name.clone(),
+        Source::Anonymous => match &mapping.name {
+            Some(name) => format!("[anon:{name}]"),
+            None if heap.is_some_and(|heap| start < heap.1 && end > heap.0) => "[heap]".to_owned(),
+            None if stack.is_some_and(|stack| (start..end).contains(&stack)) => "[stack]".to_owned(),
+            None => "[anon]".to_owned(),
+        },
+    };
+    Row { start, end, mode: mode(mapping), stored, shared, name }
+}
+
+/// How many bytes from `start` to `end` are stored with the owner, and how many with an ancestor.
+fn bytes(view: &View, owner: PageOwner, start: u64, end: u64) -> (u64, u64) {
+    let (mut stored, mut shared) = (0_u64, 0_u64);
+    for run in view.runs(owner, start, end) {
+        let part = run_end(run).min(end).saturating_sub(run.address.max(start));
+        match run.source {
+            PageSource::Stored { .. } => stored += part,
+            PageSource::Parent => shared += part,
+            PageSource::Zero => {}
+        }
+    }
+    (stored / PAGE * PAGE, shared / PAGE * PAGE)
+}
+
+fn mode(mapping: &Mapping) -> String {
+    let bit = |bit: u8, letter: char| if mapping.protection & bit != 0 { letter } else { '-' };
+    [bit(1, 'r'), bit(2, 'w'), bit(4, 'x'), if mapping.shared { 's' } else { 'p' }].iter().collect()
+}
+
+/// Every mapping of every address space.
+pub(super) fn lines(spaces: &[Space]) -> Vec<String> {
+    let mut lines = Vec::new();
+    for space in spaces {
+        let processes: Vec<String> = space.processes.iter().map(u32::to_string).collect();
+        lines.push(format!("{}: {}", processes.join(", "), space.command));
+        let mut table = columns("ADDRESS", "MAPPING");
+        for row in &space.mappings {
+            let size = row.end - row.start;
+            table.row([
+                format!("{:016x}", row.start),
+                kib(size),
+                kib(row.stored),
+                kib(row.shared),
+                row.mode.clone(),
+                row.name.clone(),
+            ]);
+        }
+        table.row([
+            "total".to_owned(),
+            kib(space.size),
+            kib(space.stored),
+            kib(space.shared),
+            String::new(),
+            String::new(),
+        ]);
+        lines.extend(table.lines());
+        lines.push(String::new());
+    }
+    lines.pop();
+    lines
+}
+
+fn columns(first: &'static str, last: &'static str) -> Table {
+    use Align::{Left, Right};
+    Table::new(&[
+        (first, Left),
+        ("KIB", Right),
+        ("STORED", Right),
+        ("WITH PARENT", Right),
+        ("MODE", Left),
+        (last, Left),
+    ])
+}
+
+/// One line an address space.
+pub(super) fn totals(spaces: &[Space]) -> Vec<String> {
+    use Align::{Left, Right};
+    let mut table = Table::new(&[
+        ("PID", Right),
+        ("MAPPINGS", Right),
+        ("SIZE", Right),
+        ("STORED", Right),
+        ("WITH PARENT", Right),
+        ("COMMAND", Left),
+    ]);
+    for space in spaces {
+        let processes: Vec<String> = space.processes.iter().map(u32::to_string).collect();
+        table.row([
+            processes.join(","),
+            space.mappings.len().to_string(),
+            units::bytes(space.size),
+            units::bytes(space.stored),
+            units::bytes(space.shared),
+            space.command.clone(),
+        ]);
+    }
+    if table.is_empty() { Vec::new() } else { table.lines() }
+}
+
+fn kib(bytes: u64) -> String {
+    (bytes / 1024).to_string()
+}

@@ -1,0 +1,75 @@
+//! `vckpt show`: what is in an image, as `ps`, `lsof` and `pmap` would show it.
+//!
+//! Loading is in `view`; each table has a file of its own that turns the view into rows, which are printed as text or
+//! as JSON.
+
+pub(super) mod files;
+mod header;
+pub(super) mod memory;
+pub(super) mod processes;
+pub(super) mod records;
+#[cfg(test)]
+mod tests;
+pub(super) mod view;
+
+use crate::cli::Show;
+use crate::failure::Result;
+use crate::output::{Output, Tint};
+use serde::Serialize;
+use std::process::ExitCode;
+use view::View;
+
+/// Everything in JSON; what was not asked for is left out.
+#[derive(Serialize)]
+struct Json {
+    image: header::Header,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    processes: Option<Vec<processes::Row>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    files: Option<Vec<files::Row>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    memory: Option<Vec<memory::Space>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    records: Option<Vec<records::Row>>,
+}
+
+/// Shows an image.
+pub(super) fn run(arguments: &Show, output: &Output) -> Result<ExitCode> {
+    let view = View::load(&arguments.image)?;
+    let all = !(arguments.processes || arguments.files || arguments.memory || arguments.records);
+    if output.json {
+        output.object(&Json {
+            image: header::header(&view),
+            processes: (all || arguments.processes).then(|| processes::rows(&view)),
+            files: (all || arguments.files).then(|| files::rows(&view)),
+            memory: (all || arguments.memory).then(|| memory::spaces(&view)),
+            records: (all || arguments.records).then(|| records::rows(&view)),
+        })?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    output.lines(header::lines(&header::header(&view)))?;
+    if all || arguments.processes {
+        section("processes", processes::lines(&processes::rows(&view)), output)?;
+    }
+    if all || arguments.files {
+        section("descriptors", files::lines(&files::rows(&view)), output)?;
+    }
+    if arguments.memory {
+        section("memory", memory::lines(&memory::spaces(&view)), output)?;
+    } else if all {
+        section("memory", memory::totals(&memory::spaces(&view)), output)?;
+    }
+    if arguments.records {
+        section("records", records::lines(&records::rows(&view)), output)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn section(title: &str, lines: Vec<String>, output: &Output) -> Result<()> {
+    output.line("")?;
+    output.line(output.tint(Tint::Strong, title))?;
+    if lines.is_empty() {
+        output.line("none")?;
+    }
+    Ok(output.lines(lines)?)
+}

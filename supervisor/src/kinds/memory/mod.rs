@@ -1,0 +1,23 @@
+//! Process map and mmap memory (kinds 18 and 17): the layout of an address space, and the pages in it.
+//!
+//! Saved: every mapping with its protection, attributes and source; the kernel's own addresses (`struct prctl_mm_map`);
+//! of private memory the pages that differ from what the mapping gives by itself. Pages that a child shares with its
+//! parent by copy-on-write are stored once, and shared again after the restore.
+//!
+//! Not saved: the content of shared file mappings (it is in the file), of droppable mappings, and of the mappings that
+//! the kernel makes by itself (`[vdso]` and its data), which are only moved to their old place.
+//!
+//! Needs `PAGEMAP_SCAN` (Linux 6.7).
+
+pub mod attributes;
+pub mod build;
+pub mod fill;
+pub mod observe;
+pub mod pages;
+pub mod plan;
+pub mod sharing;
+
+use crate::kinds::KindEntry;
+
+/// The entry for the list of kinds.
+pub const ENTRY: KindEntry = KindEntry { name: "memory", observe: observe::observe, plan: plan::plan };

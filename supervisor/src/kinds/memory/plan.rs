@@ -1,0 +1,87 @@
+//! Planning memory: from the records of an image to what each process has to build.
+
+use super::build::{BuildMemory, MemoryPlan};
+use super::{fill, sharing};
+use crate::error::Result;
+use crate::plan::{Plan, Stage};
+use std::collections::BTreeMap;
+use vckpt_image_format::reader::Image;
+use vckpt_image_format::record::mmap_memory::{PageOwner, PageSource};
+use vckpt_image_format::record::process::Process;
+use vckpt_image_format::record::process_map::{Layout, Mapping, ProcessMap};
+use vckpt_image_format::{MemoryId, TaskId};
+
+/// Adds the building of every memory, except of those that [`early`] names.
+///
+/// # Errors
+/// [`code::IMAGE_BAD`](crate::error::code::IMAGE_BAD).
+pub fn plan(image: &Image, plan: &mut Plan) -> Result<()> {
+    let plans = memories(image)?;
+    let early = early(&plans);
+    for (process, memory) in plans {
+        if !early.contains(&process) {
+            plan.action(Stage::Memory, BuildMemory { plan: memory });
+        }
+    }
+    Ok(())
+}
+
+/// The processes whose memory has to be there before their children are made, because a child shares pages with them.
+#[must_use]
+pub fn early(plans: &BTreeMap<TaskId, MemoryPlan>) -> Vec<TaskId> {
+    let shares = |plan: &&MemoryPlan| plan.runs.iter().any(|run| run.source == PageSource::Parent);
+    plans.values().filter(shares).filter_map(|plan| plan.parent).collect()
+}
+
+/// What each living process has to build.
+///
+/// # Errors
+/// [`code::IMAGE_BAD`](crate::error::code::IMAGE_BAD).
+pub fn memories(image: &Image) -> Result<BTreeMap<TaskId, MemoryPlan>> {
+    let processes = crate::image::all::<Process>(image)?;
+    let maps = maps(image)?;
+    let mut plans = BTreeMap::new();
+    for process in &processes {
+        let Some(living) = &process.living else { continue };
+        let Some((Some(layout), mappings)) = maps.get(&living.memory) else { continue };
+        let parent = processes.iter().find(|other| Some(other.id) == process.parent);
+        let parent_maps = parent.and_then(|parent| maps.get(&parent.living.as_ref()?.memory));
+        let runs = fill::runs(image, PageOwner::Memory(living.memory))?;
+        let inherits = runs.iter().any(|run| run.source == PageSource::Parent);
+        let kept = match parent_maps {
+            Some((_, parent_mappings)) if inherits => sharing::common_ranges(parent_mappings, mappings),
+            _ => Vec::new(),
+        };
+        plans.insert(
+            process.id,
+            MemoryPlan {
+                process: process.id,
+                parent: parent.map(|parent| parent.id),
+                threads: living.threads.len(),
+                layout: layout.clone(),
+                mappings: mappings.clone(),
+                runs,
+                kept,
+            },
+        );
+    }
+    Ok(plans)
+}
+
+type Maps = BTreeMap<MemoryId, (Option<Layout>, Vec<Mapping>)>;
+
+/// The mappings of every memory in the image.
+///
+/// # Errors
+/// [`code::IMAGE_BAD`](crate::error::code::IMAGE_BAD).
+pub fn maps(image: &Image) -> Result<Maps> {
+    let mut maps = Maps::new();
+    for record in crate::image::all::<ProcessMap>(image)? {
+        let (layout, mappings) = maps.entry(record.memory).or_default();
+        if record.layout.is_some() {
+            *layout = record.layout;
+        }
+        mappings.extend(record.mappings);
+    }
+    Ok(maps)
+}

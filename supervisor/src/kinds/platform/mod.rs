@@ -1,0 +1,107 @@
+//! Snapshot and platform name (kinds 10 and 12): the image itself, and the host that the application knew.
+//!
+//! Saved: clocks, boot, processor state size, `uname(2)` as the application's UTS namespace shows it. Not restored:
+//! the host name (that is the business of UTS namespaces), kernel release and machine (nobody can). What a processor
+//! lacks is refused before anything is made.
+
+use crate::error::{Error, Result, code};
+use crate::frozen::Frozen;
+use crate::kinds::KindEntry;
+use crate::plan::Plan;
+use crate::records::Records;
+use crate::stub::batch::Batch;
+use nix::time::{ClockId, clock_gettime};
+use vckpt_image_format::Text;
+use vckpt_image_format::reader::Image;
+use vckpt_image_format::record::platform_name::PlatformName;
+use vckpt_image_format::record::snapshot::Snapshot;
+
+/// The entry for the list of kinds.
+pub const ENTRY: KindEntry = KindEntry { name: "platform", observe, plan };
+
+/// Bytes of each field of `struct new_utsname`.
+const FIELD: usize = 65;
+
+fn observe(frozen: &mut Frozen, records: &mut Records) -> Result<()> {
+    let root = frozen.root;
+    let Some(process) = frozen.processes.first_mut() else {
+        return Err(Error::new(code::INTERNAL, "a frozen tree without a root"));
+    };
+    let mut batch = Batch::new();
+    let room = batch.room(6 * FIELD);
+    batch.must("uname", libc::SYS_uname, [room.into()]);
+    let outcome = process.run(&batch)?;
+    let names: Vec<Text> = outcome.bytes(room).chunks_exact(FIELD).map(until_zero).collect();
+    let name = |index: usize| names.get(index).cloned().unwrap_or_default();
+    let xstate = process.threads.first().map(|leader| leader.agent.xstate()).unwrap_or_default();
+    // The first word of the area that XSAVE leaves to software: ptrace puts XCR0 there.
+    let features = xstate.get(464..472).and_then(|word| word.try_into().ok()).map_or(0, u64::from_le_bytes);
+    let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let degraded = std::mem::take(&mut records.degraded);
+    // The snapshot is the first record of an image.
+    records.records.insert(
+        0,
+        Box::new(Snapshot {
+            root,
+            command: process.command.as_str().into(),
+            writer: env!("CARGO_PKG_VERSION").to_owned(),
+            realtime: clock(ClockId::CLOCK_REALTIME),
+            monotonic: clock(ClockId::CLOCK_MONOTONIC),
+            boottime: clock(ClockId::CLOCK_BOOTTIME),
+            boot_id: boot_id.trim().to_owned(),
+            xstate_features: features,
+            xstate_size: u32::try_from(xstate.len()).unwrap_or(u32::MAX),
+            dumped_by: nix::unistd::geteuid().as_raw(),
+            degraded,
+        }),
+    );
+    records.push(PlatformName {
+        node: name(1),
+        domain: name(5),
+        release: name(2),
+        version: name(3),
+        machine: name(4),
+    });
+    Ok(())
+}
+
+fn until_zero(field: &[u8]) -> Text {
+    field.split(|&byte| byte == 0).next().unwrap_or_default().into()
+}
+
+/// A clock of this host, in nanoseconds.
+fn clock(id: ClockId) -> i64 {
+    clock_gettime(id).map_or(0, |time| time.tv_sec() * 1_000_000_000 + time.tv_nsec())
+}
+
+fn plan(image: &Image, _plan: &mut Plan) -> Result<()> {
+    let snapshot: Snapshot = crate::image::one(image)?;
+    let here = host_features();
+    let missing = snapshot.xstate_features & !here;
+    if missing == 0 {
+        return Ok(());
+    }
+    Err(Error::new(code::PROCESSOR_FEATURE, "this processor lacks what the image was made with")
+        .because(format!("missing state components: {}", component_names(missing))))
+}
+
+/// XCR0 of this host: the state components that the kernel has enabled.
+fn host_features() -> u64 {
+    let leaf = core::arch::x86_64::__cpuid_count(0xd, 0);
+    u64::from(leaf.eax) | u64::from(leaf.edx) << 32
+}
+
+fn component_names(components: u64) -> String {
+    const NAMES: [(u32, &str); 8] = [
+        (1, "SSE"),
+        (2, "AVX"),
+        (5, "AVX-512 masks"),
+        (6, "AVX-512 upper halves"),
+        (7, "AVX-512 upper registers"),
+        (9, "protection keys"),
+        (17, "AMX configuration"),
+        (18, "AMX tiles"),
+    ];
+    let name = |bit: u32| NAMES.iter().find(|(of, _)| *of == bit).map_or_else(|| format!("bit {bit}"), |(_, n)| (*n).to_owned());
+    (0..64).filter(|bit| components & (1 << bit) != 0).map(name).collect::<Vec<_>>().join(", ")
+}

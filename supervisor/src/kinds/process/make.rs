@@ -1,0 +1,147 @@
+//! Making processes: puppets that make one another.
+
+use crate::error::{Error, Result, Subject, code};
+use crate::kinds::memory::build::{self, MemoryPlan};
+use crate::plan::Action;
+use crate::restoring::Restoring;
+use crate::stub::batch::Batch;
+use std::collections::BTreeMap;
+use std::fs;
+use vckpt_image_format::TaskId;
+
+/// How a process comes into the world.
+#[derive(Debug, Clone)]
+pub struct Birth {
+    /// Its ID.
+    pub id: TaskId,
+    /// Its parent; none for the root.
+    pub parent: Option<TaskId>,
+    /// The signal that its end sends.
+    pub exit_signal: u32,
+    /// Its threads, the leader first; none if it has ended.
+    pub threads: Vec<TaskId>,
+    /// Whether it founds its session.
+    pub founds_session: bool,
+    /// Whether it is born before its parent founds a session.
+    pub before_parents_session: bool,
+    /// The group that it joins or founds; none: the one it was born into.
+    pub joins_group: Option<u32>,
+    /// The wait status with which it ends at once.
+    pub zombie: Option<u32>,
+    /// Whether it was stopped by a signal.
+    pub stopped: bool,
+}
+
+/// Makes all processes and threads.
+#[derive(Debug)]
+pub struct MakeProcesses {
+    /// Parents before their children.
+    pub births: Vec<Birth>,
+    /// Memories that have to be there before the children of a process are made.
+    pub early: BTreeMap<TaskId, MemoryPlan>,
+}
+
+impl Action for MakeProcesses {
+    fn act(&self, restoring: &mut Restoring<'_>) -> Result<()> {
+        let Some(root) = self.births.first() else {
+            return Err(Error::new(code::IMAGE_BAD, "the image has no process"));
+        };
+        restoring.start_root(root.id)?;
+        for birth in &self.births {
+            self.family(restoring, birth)?;
+        }
+        self.groups(restoring)?;
+        for birth in &self.births {
+            for (index, &thread) in birth.threads.iter().enumerate().skip(1) {
+                let made = restoring.puppet(birth.id)?.spawn_thread(thread, index)?;
+                restoring.puppets.insert(thread, made);
+            }
+        }
+        for birth in &self.births {
+            let (Some(status), Some(mut puppet)) = (birth.zombie, restoring.puppets.remove(&birth.id)) else {
+                continue;
+            };
+            puppet.end(status)?;
+            if let (Some(parent), signal @ 1..) = (birth.parent, birth.exit_signal) {
+                take_signal(restoring, parent, signal)?;
+            }
+        }
+        restoring.stopped.extend(self.births.iter().filter(|birth| birth.stopped).map(|birth| birth.id));
+        Ok(())
+    }
+}
+
+impl MakeProcesses {
+    /// Lets a process found its session and make its children, each in its time.
+    fn family(&self, restoring: &mut Restoring<'_>, birth: &Birth) -> Result<()> {
+        let children = || self.births.iter().filter(|child| child.parent == Some(birth.id));
+        let memory = self.early.get(&birth.id);
+        if let Some(memory) = memory {
+            build::build(restoring, memory)?;
+        }
+        for child in children().filter(|child| child.before_parents_session) {
+            spawn(restoring, birth.id, child)?;
+        }
+        if birth.founds_session {
+            let mut batch = Batch::new();
+            batch.must("founding a session", libc::SYS_setsid, []);
+            restoring.run(birth.id, &batch)?;
+        }
+        for child in children().filter(|child| !child.before_parents_session) {
+            spawn(restoring, birth.id, child)?;
+        }
+        Ok(())
+    }
+
+    /// Founds and joins process groups, founders first.
+    fn groups(&self, restoring: &mut Restoring<'_>) -> Result<()> {
+        for founding in [true, false] {
+            for birth in &self.births {
+                let Some(group) = birth.joins_group.filter(|&group| (group == birth.id.0) == founding) else { continue };
+                let mut batch = Batch::new();
+                batch.must("joining a process group", libc::SYS_setpgid, [0.into(), group.into()]);
+                restoring.run(birth.id, &batch)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn spawn(restoring: &mut Restoring<'_>, parent: TaskId, child: &Birth) -> Result<()> {
+    let made = restoring.puppet(parent)?.spawn(child.id, child.exit_signal, 0)?;
+    restoring.puppets.insert(child.id, made);
+    Ok(())
+}
+
+/// Takes the signal of a puppet's end away from its parent: the original had it long ago.
+fn take_signal(restoring: &mut Restoring<'_>, parent: TaskId, signal: u32) -> Result<()> {
+    let mut batch = Batch::new();
+    let set = batch.words(&[1 << (signal - 1)]);
+    let now = batch.words(&[0, 0]);
+    batch.call("taking a signal", libc::SYS_rt_sigtimedwait, [set.into(), 0.into(), now.into(), 8.into()]);
+    restoring.run(parent, &batch).map(drop)
+}
+
+/// Sets how likely the kernel is to end a process when memory is short.
+#[derive(Debug)]
+pub struct SetOomScore {
+    /// The process.
+    pub process: TaskId,
+    /// `/proc/<pid>/oom_score_adj`.
+    pub value: i32,
+}
+
+impl Action for SetOomScore {
+    fn act(&self, restoring: &mut Restoring<'_>) -> Result<()> {
+        let pid = restoring.system_id(self.process)?;
+        let path = crate::proc::read::path(pid, "oom_score_adj");
+        let current = fs::read_to_string(&path).unwrap_or_default();
+        if current.trim() == self.value.to_string() {
+            return Ok(());
+        }
+        fs::write(&path, self.value.to_string()).map_err(|error| {
+            Error::system(code::TASK_RESTORE, format!("setting oom_score_adj to {}", self.value), error)
+                .about(Subject { task: Some(self.process.0), ..Subject::default() })
+        })
+    }
+}

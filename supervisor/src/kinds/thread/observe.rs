@@ -1,0 +1,54 @@
+//! Observing threads.
+
+use crate::error::{Error, Problems, Result, code};
+use crate::frozen::{Frozen, FrozenThread};
+use crate::records::Records;
+use crate::stub::batch::Batch;
+use crate::sys::{process, ptrace};
+use vckpt_image_format::TaskId;
+use vckpt_image_format::record::lightweight_process::{LightweightProcess, Rseq};
+
+/// `PR_GET_TID_ADDRESS`.
+const GET_TID_ADDRESS: i32 = 40;
+
+/// Adds the records of all threads.
+///
+/// # Errors
+/// What the kernel would not tell.
+pub fn observe(frozen: &mut Frozen, records: &mut Records) -> Result<()> {
+    let mut problems = Problems::new();
+    for process in frozen.living() {
+        let (id, subject) = (process.id, process.subject());
+        for thread in &mut process.threads {
+            let record = thread_record(id, thread).map_err(|error| error.about(subject.clone()));
+            if let Some(record) = problems.take(record) {
+                records.push(record);
+            }
+        }
+    }
+    problems.finish()
+}
+
+fn thread_record(process_id: TaskId, thread: &mut FrozenThread) -> Result<LightweightProcess> {
+    let mut batch = Batch::new();
+    let address = batch.room(8);
+    let death_signal = batch.room(8);
+    batch.must("asking for the tid address", libc::SYS_prctl, [GET_TID_ADDRESS.into(), address.into()]);
+    batch.must("asking for the death signal", libc::SYS_prctl, [libc::PR_GET_PDEATHSIG.into(), death_signal.into()]);
+    let outcome = thread.run(&batch)?;
+    let robust_list = process::robust_list(thread.tid)
+        .map_err(|errno| Error::system(code::PROC, "asking for the robust list", errno))?;
+    let (rseq_address, size, signature) = thread.agent.rseq();
+    Ok(LightweightProcess {
+        id: thread.id,
+        process: process_id,
+        name: thread.name.as_slice().into(),
+        registers: ptrace::to_words(thread.agent.registers()).to_vec(),
+        xstate: thread.agent.xstate().to_vec(),
+        robust_list,
+        clear_child_tid: outcome.word(address, 0),
+        rseq: (rseq_address != 0).then_some(Rseq { address: rseq_address, size, signature }),
+        parent_death_signal: outcome.half_word(death_signal, 0),
+        wait: thread.agent.wait(),
+    })
+}

@@ -1,0 +1,113 @@
+//! The release: every puppet becomes what it is to be, and then all run together.
+
+use super::wait;
+use crate::error::{Error, Result, Subject, code};
+use crate::plan::Action;
+use crate::restoring::Restoring;
+use crate::sys::ptrace::{self, Registers};
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+use vckpt_image_format::record::lightweight_process::LightweightProcess;
+use vckpt_image_format::record::process::Process;
+use vckpt_image_format::{MemoryId, TaskId};
+use vckpt_parasite::protocol;
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Gives all threads their registers and lets them run.
+#[derive(Debug)]
+pub struct Release {
+    /// All threads.
+    pub threads: Vec<LightweightProcess>,
+    /// Address of the vdso in each memory.
+    pub vdso: BTreeMap<MemoryId, u64>,
+}
+
+impl Action for Release {
+    fn act(&self, restoring: &mut Restoring<'_>) -> Result<()> {
+        let processes: BTreeMap<TaskId, Process> =
+            crate::image::all::<Process>(restoring.image)?.into_iter().map(|process| (process.id, process)).collect();
+        let call = system_call_in_vdso()?;
+        for thread in &self.threads {
+            let puppet = restoring.puppet(thread.id)?;
+            puppet.park()?;
+            puppet.stop()?;
+        }
+        let masks = restoring.signal_masks.clone();
+        let mut leaders = Vec::new();
+        for thread in &self.threads {
+            let about = |error: Box<Error>| error.about(Subject::task(thread.process.0, thread.name.clone()));
+            let memory = processes.get(&thread.process).and_then(|process| process.living.as_ref());
+            let vdso = memory.and_then(|living| self.vdso.get(&living.memory));
+            let call = vdso.zip(call).map(|(vdso, offset)| vdso + offset);
+            let home = registers(thread)?;
+            wait::restart(restoring.puppet(thread.id)?, thread, &home, call).map_err(about)?;
+            if thread.id == thread.process {
+                let count = memory.map_or(1, |living| living.threads.len());
+                leaders.push((thread, home, call, count));
+            }
+        }
+        for (thread, home, call, count) in leaders {
+            // Without a vdso the stub's few pages stay: there is no instruction that could unmap them.
+            if let Some(call) = call {
+                let about = |error: Box<Error>| error.about(Subject::task(thread.process.0, thread.name.clone()));
+                unmap(restoring, thread.id, &home, call, count).map_err(about)?;
+            }
+        }
+        for thread in &self.threads {
+            let home = registers(thread)?;
+            let puppet = restoring.puppet(thread.id)?;
+            let stopped = puppet.stopped()?;
+            stopped.set_xstate(&thread.xstate)?;
+            stopped.set_registers(&home)?;
+            stopped.set_signal_mask(masks.get(&thread.id).copied().unwrap_or(0))?;
+        }
+        restoring.release()
+    }
+}
+
+/// The registers with which a thread begins.
+fn registers(thread: &LightweightProcess) -> Result<Registers> {
+    let words: [u64; 27] = thread
+        .registers
+        .as_slice()
+        .try_into()
+        .map_err(|_| Error::new(code::IMAGE_BAD, "a thread has not the registers of this architecture"))?;
+    let mut registers = ptrace::from_words(&words);
+    wait::without_restart_block(&mut registers, thread.wait.as_ref());
+    Ok(registers)
+}
+
+/// Unmaps the areas of all threads of a process, by a call of its leader's from the vdso.
+fn unmap(restoring: &mut Restoring<'_>, leader: TaskId, home: &Registers, call: u64, count: usize) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    let puppet = restoring.puppet(leader)?;
+    let area = puppet.area;
+    let mut registers = *home;
+    registers.rip = call;
+    registers.orig_rax = u64::MAX;
+    registers.rax = libc::SYS_munmap.cast_unsigned();
+    registers.rdi = area;
+    registers.rsi = (protocol::AREA_LENGTH * count) as u64;
+    puppet.step(|stopped| {
+        stopped.set_registers(&registers)?;
+        let stopped = stopped.make_call(deadline)?;
+        let result = stopped.registers()?.rax.cast_signed();
+        if result != 0 {
+            return Err(Error::new(code::INTERNAL, "the stub could not be unmapped").because(result));
+        }
+        stopped.to_interruption(deadline)
+    })
+}
+
+/// Offset of a system call instruction in the vdso of this kernel, which is that of every process.
+fn system_call_in_vdso() -> Result<Option<u64>> {
+    let own = std::process::id().cast_signed();
+    let maps = crate::proc::maps::parse(&crate::proc::read::file(own, "maps")?)
+        .map_err(|line| Error::new(code::PROC, "the kernel's text is not understood").because(line))?;
+    let Some(vdso) = maps.iter().find(|line| line.name == b"[vdso]") else { return Ok(None) };
+    let mut bytes = vec![0; usize::try_from(vdso.end - vdso.start).unwrap_or(0)];
+    let memory = std::fs::File::open("/proc/self/mem")
+        .and_then(|file| std::os::unix::fs::FileExt::read_exact_at(&file, &mut bytes, vdso.start));
+    Ok(memory.ok().and_then(|()| memchr::memmem::find(&bytes, &[0x0f, 0x05])).map(|offset| offset as u64))
+}

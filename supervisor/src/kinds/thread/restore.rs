@@ -1,0 +1,53 @@
+//! Planning threads: what each sets about itself before it gets its registers.
+
+use super::release::Release;
+use crate::error::Result;
+use crate::plan::{Plan, Stage};
+use crate::stub::batch::Batch;
+use vckpt_image_format::reader::Image;
+use vckpt_image_format::record::lightweight_process::LightweightProcess;
+use vckpt_image_format::record::process_map::Source;
+
+/// Adds the state of all threads, and the release.
+///
+/// # Errors
+/// [`code::IMAGE_BAD`](crate::error::code::IMAGE_BAD).
+pub fn plan(image: &Image, plan: &mut Plan) -> Result<()> {
+    let threads = crate::image::all::<LightweightProcess>(image)?;
+    for thread in &threads {
+        plan.batch(Stage::TaskState, thread.id, "thread", state(thread));
+        if thread.parent_death_signal != 0 {
+            // Changing credentials clears this, so it comes after them.
+            let mut batch = Batch::new();
+            let arguments = [libc::PR_SET_PDEATHSIG.into(), thread.parent_death_signal.into()];
+            batch.must("setting the death signal", libc::SYS_prctl, arguments);
+            plan.batch(Stage::Timers, thread.id, "thread", batch);
+        }
+    }
+    let mut vdso = std::collections::BTreeMap::new();
+    for (memory, (_, mappings)) in crate::kinds::memory::plan::maps(image)? {
+        let own = mappings.iter().find(|mapping| matches!(&mapping.source, Source::Kernel { name } if name == "[vdso]"));
+        vdso.extend(own.map(|mapping| (memory, mapping.start)));
+    }
+    plan.action(Stage::Release, Release { threads, vdso });
+    Ok(())
+}
+
+fn state(thread: &LightweightProcess) -> Batch {
+    let mut batch = Batch::new();
+    let mut name = thread.name.0.clone();
+    name.truncate(15);
+    name.push(0);
+    let name = batch.data(&name);
+    batch.must("setting the name", libc::SYS_prctl, [libc::PR_SET_NAME.into(), name.into()]);
+    batch.must("setting the tid address", libc::SYS_set_tid_address, [thread.clear_child_tid.into()]);
+    let (head, length) = thread.robust_list;
+    if head != 0 {
+        batch.must("setting the robust list", libc::SYS_set_robust_list, [head.into(), length.into()]);
+    }
+    if let Some(rseq) = thread.rseq {
+        let arguments = [rseq.address.into(), rseq.size.into(), 0.into(), rseq.signature.into()];
+        batch.must("registering restartable sequences", libc::SYS_rseq, arguments);
+    }
+    batch
+}

@@ -1,0 +1,53 @@
+//! Calls with a relative time-out that the kernel restarts by a restart block.
+
+use crate::error::Result;
+use crate::stub::puppet::Puppet;
+use crate::sys::ptrace::Registers;
+use std::time::{Duration, Instant};
+use vckpt_image_format::record::lightweight_process::{LightweightProcess, Wait};
+
+const PATIENCE: Duration = Duration::from_secs(10);
+/// `-ERESTART_RESTARTBLOCK`.
+const RESTART_BLOCK: i64 = -516;
+/// `-ERESTARTNOHAND`.
+const RESTART_NO_HANDLER: i64 = -514;
+
+/// Makes a thread that waited for at most some time do so again, for the time that was left: it makes the call and is
+/// interrupted in it, so that the kernel keeps the deadline.
+///
+/// # Errors
+/// If the thread is gone.
+pub fn restart(puppet: &mut Puppet, thread: &LightweightProcess, home: &Registers, call: Option<u64>) -> Result<()> {
+    let (Some(wait), Some(call)) = (&thread.wait, call) else { return Ok(()) };
+    if !wait.restart_block {
+        return Ok(());
+    }
+    let scratch = puppet.scratch();
+    let time = [wait.remaining / 1_000_000_000, wait.remaining % 1_000_000_000];
+    let bytes: Vec<u8> = time.iter().flat_map(|word| word.to_le_bytes()).collect();
+    puppet.write(scratch, &bytes)?;
+    let mut registers = *home;
+    registers.rip = call;
+    registers.rax = u64::from(wait.number);
+    registers.orig_rax = u64::MAX;
+    match i64::from(wait.number) {
+        libc::SYS_nanosleep => registers.rdi = scratch,
+        libc::SYS_clock_nanosleep => registers.rdx = scratch,
+        libc::SYS_poll => registers.rdx = wait.remaining.div_ceil(1_000_000),
+        libc::SYS_futex => registers.r10 = scratch,
+        _ => return Ok(()),
+    }
+    let deadline = Instant::now() + PATIENCE;
+    puppet.step(|stopped| {
+        stopped.set_registers(&registers)?;
+        let stopped = stopped.resume_to_call()?.expect_call(deadline)?;
+        stopped.to_interruption(deadline)
+    })
+}
+
+/// A thread that was in a call with a restart block, of which nothing more is known, makes the call anew.
+pub fn without_restart_block(registers: &mut Registers, wait: Option<&Wait>) {
+    if registers.rax.cast_signed() == RESTART_BLOCK && !wait.is_some_and(|wait| wait.restart_block) {
+        registers.rax = RESTART_NO_HANDLER.cast_unsigned();
+    }
+}

@@ -1,0 +1,246 @@
+//! Storing: writes records and contents into an image. It looks at nothing but what observing has named.
+
+use crate::error::{Error, Result, code};
+use crate::progress::Progress;
+use crate::records::{FileContent, MemoryContent, Records, RunContent};
+use crate::sys::process;
+use nix::errno::Errno;
+use nix::unistd::{Whence, lseek};
+use std::fs::File;
+use std::io::Write;
+use std::os::unix::fs::FileExt;
+use vckpt_image_format::record::mmap_memory::{MmapMemory, PageOwner, PageRun, PageSource};
+use vckpt_image_format::writer::{ImageWriter, WriteError};
+
+/// Bytes that are read at a time.
+const CHUNK: usize = 1024 * 1024;
+const PAGE: usize = 4096;
+/// Ranges that are read at a time: the kernel's `UIO_MAXIOV`.
+const RANGES: usize = 1024;
+/// Runs in one record.
+const RUNS_A_RECORD: usize = 32 * 1024;
+
+/// What was stored.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Stored {
+    /// Bytes of memory that the image stands for: pages that were stored, shared or zero.
+    pub memory: u64,
+    /// Bytes of the image.
+    pub image: u64,
+}
+
+/// Writes everything that was observed.
+///
+/// # Errors
+/// [`code::IMAGE_WRITE`]; [`code::MEMORY_ACCESS`] if contents can't be read.
+pub fn store(records: &Records, sink: Box<dyn Write>, progress: &mut dyn FnMut(Progress)) -> Result<(Box<dyn Write>, Stored)> {
+    let mut writer = ImageWriter::new(sink).map_err(|error| failure(WriteError::Io(error)))?;
+    for record in &records.records {
+        record.write(&mut writer).map_err(failure)?;
+    }
+    let total: u64 = records.memories.iter().flat_map(|memory| &memory.runs).map(|run| run.end - run.start).sum();
+    let mut store = Store { writer, buffer: vec![0; CHUNK], memory: 0, total, progress };
+    for memory in &records.memories {
+        store.memory(memory)?;
+    }
+    for content in &records.contents {
+        store.file(content)?;
+    }
+    let image = store.writer.position();
+    let stored = Stored { memory: store.memory, image };
+    Ok((store.writer.finish().map_err(failure)?, stored))
+}
+
+fn failure(error: WriteError) -> Box<Error> {
+    Error::new(code::IMAGE_WRITE, "writing the image").because(error)
+}
+
+struct Store<'progress> {
+    writer: ImageWriter<Box<dyn Write>>,
+    buffer: Vec<u8>,
+    memory: u64,
+    total: u64,
+    progress: &'progress mut dyn FnMut(Progress),
+}
+
+impl Store<'_> {
+    /// Stores the pages of a memory.
+    fn memory(&mut self, content: &MemoryContent) -> Result<()> {
+        if content.runs.is_empty() {
+            return Ok(());
+        }
+        let section = self.writer.begin_page_section().map_err(failure)?;
+        let mut runs = Runs { section, base: content.base, runs: Vec::new() };
+        let mut pending: Vec<(u64, usize, RunContent)> = Vec::new();
+        let mut filled = 0;
+        for run in &content.runs {
+            self.memory += run.end - run.start;
+            if run.content == RunContent::Parent {
+                self.flush(content, &mut pending, &mut filled, &mut runs)?;
+                runs.add(run.start, (run.end - run.start) / PAGE as u64, PageSource::Parent);
+                continue;
+            }
+            let mut start = run.start;
+            while start < run.end {
+                let room = CHUNK - filled;
+                let length = usize::try_from(run.end - start).unwrap_or(usize::MAX).min(room);
+                pending.push((start, length, run.content));
+                filled += length;
+                start += length as u64;
+                if filled == CHUNK || pending.len() == RANGES {
+                    self.flush(content, &mut pending, &mut filled, &mut runs)?;
+                }
+            }
+        }
+        self.flush(content, &mut pending, &mut filled, &mut runs)?;
+        self.finish_owner(content.owner, runs)
+    }
+
+    /// Reads the ranges that were gathered and writes their pages.
+    fn flush(
+        &mut self,
+        content: &MemoryContent,
+        pending: &mut Vec<(u64, usize, RunContent)>,
+        filled: &mut usize,
+        runs: &mut Runs,
+    ) -> Result<()> {
+        let Some(buffer) = self.buffer.get_mut(..*filled) else { return Ok(()) };
+        read_ranges(content, pending, buffer)?;
+        let mut offset = 0;
+        for &(address, length, kind) in pending.iter() {
+            let Some(bytes) = buffer.get(offset..offset + length) else { break };
+            write_pages(&mut self.writer, address, bytes, kind, runs)?;
+            offset += length;
+        }
+        (self.progress)(Progress { phase: "pages", done: self.memory.min(self.total), total: self.total });
+        pending.clear();
+        *filled = 0;
+        Ok(())
+    }
+
+    /// Stores the data of a file, not its holes.
+    fn file(&mut self, content: &FileContent) -> Result<()> {
+        let section = self.writer.begin_page_section().map_err(failure)?;
+        let mut runs = Runs { section, base: 0, runs: Vec::new() };
+        let access = |error: std::io::Error| Error::system(code::MEMORY_ACCESS, "reading the content of a file", error);
+        let file = File::from(content.file.try_clone().map_err(access)?);
+        let mut position = 0_i64;
+        let size = i64::try_from(content.size).unwrap_or(i64::MAX);
+        while position < size {
+            let data = match lseek(&file, position, Whence::SeekData) {
+                Ok(data) => data,
+                Err(Errno::ENXIO) => break,
+                Err(errno) => return Err(access(errno.into())),
+            };
+            let hole = lseek(&file, data, Whence::SeekHole).map_err(|errno| access(errno.into()))?.min(size);
+            let mut start = data & !(PAGE as i64 - 1);
+            while start < hole {
+                let length = usize::try_from(hole - start).unwrap_or(usize::MAX).min(CHUNK);
+                let padded = length.next_multiple_of(PAGE);
+                let Some(buffer) = self.buffer.get_mut(..padded) else { break };
+                buffer.fill(0);
+                let Some(bytes) = buffer.get_mut(..length) else { break };
+                let address = start.cast_unsigned();
+                file.read_exact_at(bytes, address).map_err(access)?;
+                write_pages(&mut self.writer, address, buffer, RunContent::Anonymous, &mut runs)?;
+                self.memory += padded as u64;
+                start += padded as i64;
+            }
+            position = hole.max(start);
+        }
+        self.finish_owner(content.owner, runs)
+    }
+
+    fn finish_owner(&mut self, owner: PageOwner, runs: Runs) -> Result<()> {
+        for runs in runs.runs.chunks(RUNS_A_RECORD) {
+            self.writer.record(&MmapMemory { owner, runs: runs.to_vec() }).map_err(failure)?;
+        }
+        Ok(())
+    }
+}
+
+/// The runs of an owner while they are stored.
+struct Runs {
+    section: u32,
+    base: u64,
+    runs: Vec<PageRun>,
+}
+
+impl Runs {
+    /// Adds a run, joined with the one before if it continues it.
+    fn add(&mut self, address: u64, count: u64, source: PageSource) {
+        let address = address.wrapping_sub(self.base);
+        if let Some(last) = self.runs.last_mut()
+            && last.address + last.count * PAGE as u64 == address
+            && continues(last.source, last.count, source)
+        {
+            last.count += count;
+            return;
+        }
+        self.runs.push(PageRun { address, count, source });
+    }
+}
+
+fn continues(last: PageSource, count: u64, next: PageSource) -> bool {
+    match (last, next) {
+        (PageSource::Stored { section: a, page: first }, PageSource::Stored { section: b, page }) => {
+            a == b && first + count == page
+        }
+        (PageSource::Parent, PageSource::Parent) | (PageSource::Zero, PageSource::Zero) => true,
+        _ => false,
+    }
+}
+
+/// Writes pages with consecutive addresses, without those that are all zeros.
+fn write_pages(
+    writer: &mut ImageWriter<Box<dyn Write>>,
+    address: u64,
+    bytes: &[u8],
+    kind: RunContent,
+    runs: &mut Runs,
+) -> Result<()> {
+    let mut start = 0;
+    while start < bytes.len() {
+        let zero = is_zero(bytes, start);
+        let mut end = start + PAGE;
+        while end < bytes.len() && is_zero(bytes, end) == zero {
+            end += PAGE;
+        }
+        let count = ((end - start) / PAGE) as u64;
+        let at = address + start as u64;
+        if !zero {
+            let page = writer.page_position();
+            writer.pages(bytes.get(start..end).unwrap_or_default()).map_err(failure)?;
+            runs.add(at, count, PageSource::Stored { section: runs.section, page });
+        } else if kind == RunContent::OverFile {
+            runs.add(at, count, PageSource::Zero);
+        }
+        start = end;
+    }
+    Ok(())
+}
+
+/// Whether the page at this offset is all zeros. Its first word tells in nearly all cases.
+fn is_zero(bytes: &[u8], offset: usize) -> bool {
+    let page = bytes.get(offset..offset + PAGE).unwrap_or_default();
+    let (head, body, tail) = (page.get(..64), page.get(64..PAGE - 64), page.get(PAGE - 64..));
+    [head, tail, body].into_iter().flatten().all(|part| part.iter().fold(0, |all, &byte| all | byte) == 0)
+}
+
+/// Reads ranges of a memory into one buffer.
+fn read_ranges(content: &MemoryContent, ranges: &[(u64, usize, RunContent)], buffer: &mut [u8]) -> Result<()> {
+    let access = |error: std::io::Error| Error::system(code::MEMORY_ACCESS, "reading memory", error);
+    if !content.shared && !buffer.is_empty() {
+        let vector: Vec<(u64, usize)> = ranges.iter().map(|&(address, length, _)| (address, length)).collect();
+        if process::read_ranges(content.pid, &vector, buffer) == Ok(buffer.len()) {
+            return Ok(());
+        }
+    }
+    let mut rest = buffer;
+    for &(address, length, _) in ranges {
+        let Some((part, behind)) = rest.split_at_mut_checked(length) else { break };
+        content.memory.read_exact_at(part, address).map_err(access)?;
+        rest = behind;
+    }
+    Ok(())
+}

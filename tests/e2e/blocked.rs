@@ -1,0 +1,169 @@
+//! Calls that wait for ever: still waiting after a restore, and ended by the event, never by EINTR.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::harness::Topic;
+use crate::harness::case::two_rounds;
+use crate::stage::kernel::{block, check, fork, pipe, put, signal_set, take, wait};
+use crate::stage::{Stage, thread, verify};
+
+pub(crate) const TOPIC: Topic = Topic {
+    name: "blocked",
+    fixtures: &[("blocked", blocked), ("blocked-writer", blocked_writer)],
+    cases: &[("events_end_waits", || two_rounds("blocked")), ("full_pipe", || two_rounds("blocked-writer"))],
+};
+
+const NAMES: [&str; 6] = ["read", "poll", "epoll_wait", "sigwaitinfo", "futex", "waitpid"];
+static DONE: [AtomicU64; 6] = [const { AtomicU64::new(0) }; 6];
+static PROBLEMS: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+/// Counts one good end of a wait, or notes what is wrong.
+fn ended(number: usize, result: Result<bool, std::io::Error>) {
+    match result {
+        Ok(true) => {}
+        Ok(false) => PROBLEMS.lock().unwrap().push(format!("{} gave a wrong result", NAMES[number])),
+        Err(error) => PROBLEMS.lock().unwrap().push(format!("{}: {error}", NAMES[number])),
+    }
+    DONE[number].fetch_add(1, Ordering::SeqCst);
+}
+
+fn wait_by_poll(end: i32) -> std::io::Result<bool> {
+    let mut watched = libc::pollfd { fd: end, events: libc::POLLIN, revents: 0 };
+    // SAFETY: one valid pollfd.
+    let count = check(unsafe { libc::poll(&raw mut watched, 1, -1) })?;
+    Ok(count == 1 && take(end, 8)? == b"x")
+}
+
+fn wait_by_epoll(set: i32, end: i32) -> std::io::Result<bool> {
+    let mut event = libc::epoll_event { events: 0, u64: 0 };
+    // SAFETY: room for one event.
+    let count = check(unsafe { libc::epoll_wait(set, &raw mut event, 1, -1) })?;
+    Ok(count == 1 && { event.u64 } == 42 && take(end, 8)? == b"x")
+}
+
+fn wait_for_signal() -> std::io::Result<bool> {
+    let set = signal_set(&[libc::SIGUSR1]);
+    // SAFETY: a zeroed siginfo is a valid place.
+    let mut information: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    let number = check(unsafe { libc::sigwaitinfo(&raw const set, &raw mut information) })?;
+    Ok(number == libc::SIGUSR1)
+}
+
+static WORD: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+
+fn wait_for_word(seen: u32) -> std::io::Result<bool> {
+    let operation = libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG;
+    // SAFETY: the word is static.
+    let result = unsafe { libc::syscall(libc::SYS_futex, WORD.as_ptr(), operation, seen, 0) };
+    match check(result) {
+        Ok(_) => Ok(WORD.load(Ordering::SeqCst) == seen + 1),
+        Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => Ok(true),
+        Err(error) => Err(error),
+    }
+}
+
+/// A child that lives until a byte arrives and then ends with 9.
+fn child_until_byte(end: i32) -> i32 {
+    fork(|| if take(end, 1).is_ok_and(|bytes| bytes == b"x") { 9 } else { 1 })
+}
+
+fn blocked(stage: Stage) {
+    block(&[libc::SIGUSR1]);
+    let pipes: Vec<[i32; 2]> = (0..4).map(|_| pipe(0)).collect();
+    let ends: Vec<i32> = pipes.iter().map(|ends| ends[0]).collect();
+    // SAFETY: plain integers, then a valid event structure.
+    let set = check(unsafe { libc::epoll_create1(0) }).unwrap();
+    let mut event = libc::epoll_event { events: libc::EPOLLIN as u32, u64: 42 };
+    check(unsafe { libc::epoll_ctl(set, libc::EPOLL_CTL_ADD, ends[2], &raw mut event) }).unwrap();
+    let child = child_until_byte(ends[3]);
+    let (read_end, poll_end, epoll_end) = (ends[0], ends[1], ends[2]);
+    thread(move || {
+        loop {
+            ended(0, take(read_end, 8).map(|bytes| bytes == b"x"))
+        }
+    });
+    thread(move || {
+        loop {
+            ended(1, wait_by_poll(poll_end))
+        }
+    });
+    thread(move || {
+        loop {
+            ended(2, wait_by_epoll(set, epoll_end))
+        }
+    });
+    let waiter = thread(|| {
+        loop {
+            ended(3, wait_for_signal())
+        }
+    });
+    thread(|| {
+        loop {
+            ended(4, wait_for_word(WORD.load(Ordering::SeqCst)))
+        }
+    });
+    let (tell, hear) = std::sync::mpsc::channel();
+    thread(move || {
+        for child in hear {
+            ended(5, wait(child).map(|status| libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 9));
+        }
+    });
+    tell.send(child).unwrap();
+    let signal_thread = std::os::unix::thread::JoinHandleExt::as_pthread_t(&waiter);
+    stage.serve(move |_| {
+        let counts = || DONE.iter().map(|done| done.load(Ordering::SeqCst)).collect::<Vec<u64>>();
+        let before = counts();
+        for ends in &pipes {
+            put(ends[1], b"x").map_err(|error| error.to_string())?;
+        }
+        // SAFETY: the thread never ends.
+        unsafe { libc::pthread_kill(signal_thread, libc::SIGUSR1) };
+        WORD.fetch_add(1, Ordering::SeqCst);
+        // SAFETY: the word is static.
+        unsafe {
+            libc::syscall(libc::SYS_futex, WORD.as_ptr(), libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG, 1)
+        };
+        let start = Instant::now();
+        while counts().iter().zip(&before).any(|(now, before)| now <= before) {
+            verify!(start.elapsed() < Duration::from_secs(10), "{NAMES:?}: {before:?} became {:?}", counts());
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let more: Vec<u64> = counts().iter().zip(&before).map(|(now, before)| now - before).collect();
+        verify!(more == [1; 6], "{NAMES:?}: waits that ended: {more:?}");
+        let problems = std::mem::take(&mut *PROBLEMS.lock().unwrap());
+        verify!(problems.is_empty(), "{}", problems.join("\n"));
+        tell.send(child_until_byte(pipes[3][0])).map_err(|error| error.to_string())?;
+        Ok(())
+    });
+}
+
+/// A thread blocked in a write that is larger than the pipe: half of it is in the pipe already.
+fn blocked_writer(stage: Stage) {
+    let ends = pipe(0);
+    thread(move || {
+        for round in 0_u8.. {
+            let bytes = vec![round; 100_000];
+            // SAFETY: the pointer and length are those of the vector.
+            let result = check(unsafe { libc::write(ends[1], bytes.as_ptr().cast(), bytes.len()) });
+            if result.as_ref().is_ok_and(|&count| count == 100_000) {
+                continue;
+            }
+            PROBLEMS.lock().unwrap().push(format!("the write of round {round} gave {result:?}"));
+        }
+    });
+    let mut round = 0_u8;
+    stage.serve(move |_| {
+        let mut left = 100_000;
+        while left > 0 {
+            let bytes = take(ends[0], left).map_err(|error| error.to_string())?;
+            verify!(bytes.iter().all(|&byte| byte == round), "bytes of another round after {left}");
+            left -= bytes.len();
+        }
+        round += 1;
+        let problems = std::mem::take(&mut *PROBLEMS.lock().unwrap());
+        verify!(problems.is_empty(), "{}", problems.join("\n"));
+        Ok(())
+    });
+}

@@ -1,0 +1,101 @@
+//! End-to-end tests: real programs are frozen by `vckpt`, brought back, and asked what they noticed.
+//!
+//! This one binary is the harness and, as `e2e fixture NAME FOLDER …`, also every program that it freezes: one
+//! file a topic holds both the frozen program and its cases. Every case goes round twice, since a restored
+//! process must be as good as a new one.
+//!
+//! Run one: `cargo test --test e2e -- timers`. `VCKPT_TEST_LONG=1` runs the long variants,
+//! `VCKPT_TEST_KEEP=1` keeps the folders, `VCKPT_BIN` names another `vckpt`. `VCKPT_TEST_CONTROL=1` is the control
+//! run: dump and restore do nothing, so whatever fails then is wrong in the fixture.
+
+#![allow(
+    unsafe_code,
+    missing_docs,
+    missing_debug_implementations,
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    clippy::exit,
+    clippy::multiple_unsafe_ops_per_block,
+    clippy::undocumented_unsafe_blocks,
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    clippy::wildcard_enum_match_arm,
+    reason = "test programs call the kernel directly to put themselves into unusual states, and fail loudly"
+)]
+
+mod harness;
+mod stage;
+
+mod attributes;
+mod blocked;
+mod commands;
+mod damaged;
+mod events;
+mod files;
+mod kills;
+mod locks;
+mod memory;
+mod pipes;
+mod refusals;
+mod servers;
+mod signals;
+mod sockets;
+mod spin;
+mod terminal;
+mod threads;
+mod timers;
+mod tree;
+mod waits;
+mod workloads;
+
+use std::process::ExitCode;
+
+use harness::{Stop, Topic};
+use libtest_mimic::{Arguments, Completion, Trial};
+
+/// All topics, in the order in which one would bring them to life.
+const TOPICS: &[Topic] = &[
+    spin::TOPIC,
+    waits::TOPIC,
+    blocked::TOPIC,
+    threads::TOPIC,
+    tree::TOPIC,
+    memory::TOPIC,
+    files::TOPIC,
+    locks::TOPIC,
+    pipes::TOPIC,
+    signals::TOPIC,
+    timers::TOPIC,
+    attributes::TOPIC,
+    events::TOPIC,
+    sockets::TOPIC,
+    terminal::TOPIC,
+    kills::TOPIC,
+    servers::TOPIC,
+    workloads::TOPIC,
+    refusals::TOPIC,
+    damaged::TOPIC,
+    commands::TOPIC,
+];
+
+fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    if words.first().is_some_and(|word| word == "fixture") {
+        return stage::main(&words[1..]);
+    }
+    harness::process::become_subreaper();
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads = Some(1);
+    let cases = TOPICS.iter().flat_map(|topic| topic.cases.iter().map(|case| (topic.name, case)));
+    let trials = cases.map(|(topic, &(name, run))| {
+        Trial::ignorable_test(format!("{topic}::{name}"), move || match run() {
+            Ok(()) => Ok(Completion::Completed),
+            Err(Stop::Skipped(ability)) => Ok(Completion::ignored_with(format!("skipped: {ability}"))),
+            Err(Stop::Failed(message)) => Err(message.into()),
+        })
+    });
+    libtest_mimic::run(&arguments, trials.collect()).exit_code()
+}

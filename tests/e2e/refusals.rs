@@ -1,0 +1,188 @@
+//! Targets and places that must be refused: a named error, the right exit code, the target unharmed.
+
+use std::fs::{self, File};
+use std::os::unix::process::CommandExt as _;
+use std::process::Command;
+use std::time::Duration;
+
+use crate::harness::case::{Case, Ran, text};
+use crate::harness::process::{describe, signal, spawn, until, wait_exit};
+use crate::harness::{Outcome, Topic, ensure, is_root, need_root, skip};
+
+pub(crate) const TOPIC: Topic = Topic {
+    name: "refusals",
+    fixtures: &[],
+    cases: &[
+        ("no_such_process", no_such_process),
+        ("process_of_somebody_else", process_of_somebody_else),
+        ("kernel_thread", kernel_thread),
+        ("own_ancestor", own_ancestor),
+        ("usage", usage),
+        ("target_dies_midway", target_dies_midway),
+        ("output_exists", output_exists),
+        ("output_folder_missing", output_folder_missing),
+        ("disk_full", disk_full),
+    ],
+};
+
+/// A dump that must be refused; there must be no image afterwards.
+fn refused(case: &mut Case, pid: i32, codes: &[i32]) -> Outcome<Ran> {
+    let image = case.path("refused.vckpt");
+    let ran = case.vckpt(&["dump", &pid.to_string(), "-o", text(&image)])?;
+    ran.refused(codes)?;
+    ensure!(!image.exists(), "a refused dump left an image: {}", ran.describe());
+    ensure!(ran.stderr.contains(&pid.to_string()), "the PID is not named: {}", ran.describe());
+    Ok(ran)
+}
+
+fn no_such_process() -> Outcome {
+    let mut case = Case::new()?;
+    // A PID that has just ended.
+    let pid = spawn(&mut Command::new("/bin/true"))?;
+    wait_exit(pid, Duration::from_secs(10))?;
+    refused(&mut case, pid, &[3, 9])?;
+    case.vckpt(&["check", &pid.to_string()])?.refused(&[3, 9])?;
+    case.finish_empty()
+}
+
+fn process_of_somebody_else() -> Outcome {
+    let mut case = Case::new_as_ordinary_user()?;
+    // The harness itself when it is root; else PID 1.
+    let pid = if is_root() { i32::try_from(std::process::id())? } else { 1 };
+    refused(&mut case, pid, &[3, 4])?;
+    case.finish_empty()
+}
+
+fn kernel_thread() -> Outcome {
+    need_root()?;
+    if !describe(2).contains("kthreadd") {
+        return skip("kernel threads in sight");
+    }
+    let mut case = Case::new()?;
+    refused(&mut case, 2, &[3])?;
+    case.finish_empty()
+}
+
+fn own_ancestor() -> Outcome {
+    let mut case = Case::new()?;
+    let bash = crate::harness::programs::need_program("bash")?;
+    // The shell asks for its own dump, and says afterwards that it lives.
+    let script = format!("'{}' dump $$ -o self.vckpt; echo status $?; true", text(&case.vckpt));
+    let pid = spawn(case.command(&bash, "ancestor")?.args(["-c", &script]))?;
+    wait_exit(pid, Duration::from_secs(30))?;
+    let output = case.output("ancestor");
+    ensure!(output.contains("status 3"), "the shell that dumps itself says {output}");
+    ensure!(output.contains("VC-") && output.contains("hint"), "no named error: {output}");
+    ensure!(!case.path("self.vckpt").exists(), "there is an image of the own ancestor");
+    case.finish_empty()
+}
+
+fn usage() -> Outcome {
+    let mut case = Case::new()?;
+    for arguments in [
+        &["dump"][..],
+        &["dump", "-1"],
+        &["dump", "0"],
+        &["dump", "x"],
+        &["restore"],
+        &["nonsense"],
+        &["dump", "1", "--leave-running", "--leave-stopped"],
+    ] {
+        let ran = case.vckpt(arguments)?;
+        ensure!(ran.status.code() == Some(2), "not a matter of usage: {}", ran.describe());
+        ensure!(!ran.stderr.contains("panicked") && !ran.stderr.is_empty(), "{}", ran.describe());
+    }
+    case.finish_empty()
+}
+
+fn target_dies_midway() -> Outcome {
+    let mut case = Case::new()?;
+    let image = case.path("dying.vckpt");
+    for number in 0..20_u64 {
+        let _ = fs::remove_file(case.path("ready"));
+        let root = case.start("restless", &[])?;
+        let pid = root.to_string();
+        let arguments = ["dump", &pid, "-o", text(&image), "--leave-running"];
+        let (supervisor, files) = case.start_vckpt(&arguments)?;
+        // The moment is what is varied here.
+        std::thread::sleep(Duration::from_micros(number * 500));
+        signal(root, libc::SIGKILL)?;
+        let ran = case.ended(supervisor, files, &arguments)?;
+        if ran.status.success() {
+            case.vckpt(&["check", text(&image)])?.good()?;
+            fs::remove_file(&image)?;
+        } else {
+            ran.refused(&[3, 9])?;
+            ensure!(!image.exists(), "a failed dump left an image: {}", ran.describe());
+        }
+        wait_exit(root, Duration::from_secs(10))?;
+    }
+    case.finish_empty()
+}
+
+fn output_exists() -> Outcome {
+    let mut case = Case::new()?;
+    let root = case.start("plain-counter", &[])?;
+    let image = case.path("there.vckpt");
+    fs::write(&image, "precious")?;
+    let ran = case.vckpt(&["dump", &root.to_string(), "-o", text(&image)])?;
+    ran.refused(&[2, 5])?;
+    ensure!(ran.stderr.contains("there.vckpt"), "the file is not named: {}", ran.describe());
+    ensure!(fs::read(&image)? == b"precious", "the file that was there has changed");
+    case.ask()?;
+    case.finish(root)
+}
+
+fn output_folder_missing() -> Outcome {
+    let mut case = Case::new()?;
+    let root = case.start("plain-counter", &[])?;
+    let image = case.path("no-folder/image.vckpt");
+    let ran = case.vckpt(&["dump", &root.to_string(), "-o", text(&image)])?;
+    ran.refused(&[2, 5])?;
+    case.ask()?;
+    case.finish(root)
+}
+
+/// A target of 64 MiB and a disk of 8 MiB, in a mount namespace of `vckpt` alone.
+fn disk_full() -> Outcome {
+    need_root()?;
+    let mut case = Case::new()?;
+    let root = case.start("growth", &[])?;
+    let disk = case.path("disk");
+    fs::create_dir(&disk)?;
+    let image = disk.join("image.vckpt");
+    let listing = case.path("listing");
+    let errors = case.path("errors");
+    let bash = crate::harness::programs::need_program("bash")?;
+    let mut command = case.command(&bash, "full")?;
+    let script = "\"$0\" dump \"$1\" -o \"$2\"; status=$?; ls -A disk > listing; exit $status";
+    command
+        .args(["-c", script])
+        .arg(&case.vckpt)
+        .arg(root.to_string())
+        .arg(&image)
+        .stderr(File::create(&errors)?);
+    let target = std::ffi::CString::new(text(&disk))?;
+    // SAFETY: system calls only, with strings that were made before the fork.
+    unsafe {
+        command.pre_exec(move || {
+            let none = std::ptr::null();
+            let private = libc::MS_REC | libc::MS_PRIVATE;
+            let small = c"size=8m".as_ptr().cast();
+            let good = libc::unshare(libc::CLONE_NEWNS) == 0
+                && libc::mount(none, c"/".as_ptr(), none, private, none.cast()) == 0
+                && libc::mount(c"tmpfs".as_ptr(), target.as_ptr(), c"tmpfs".as_ptr(), 0, small) == 0;
+            if good { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+        });
+    }
+    let pid = spawn(&mut command)?;
+    let status = wait_exit(pid, Duration::from_secs(60))?;
+    let errors = fs::read_to_string(errors)?;
+    ensure!(matches!(status.code(), Some(5 | 7)), "a full disk ends with {status}: {errors}");
+    ensure!(errors.contains("VC-") && errors.contains("hint"), "no named error: {errors}");
+    let listing =
+        until("the list of what is left", Duration::from_secs(5), || fs::read_to_string(&listing).ok())?;
+    ensure!(listing.trim().is_empty(), "left on the full disk: {listing}");
+    case.ask()?;
+    case.finish(root)
+}
