@@ -40,7 +40,12 @@ fn steps(signals: &[Signal], alarms: &[Alarm], plan: &mut Plan) {
     }
     let child = libc::SIGCHLD.cast_unsigned();
     for signal in signals {
-        plan.batch(Stage::Timers, signal.process, "ends of children", actions(&signal.actions, child..=child));
+        plan.batch(
+            Stage::Timers,
+            signal.process,
+            "ends of children",
+            actions(&signal.actions, child..=child),
+        );
     }
     plan.action(Stage::Timers, Barrier);
     for signal in signals {
