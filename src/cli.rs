@@ -128,7 +128,7 @@ pub(crate) struct Check {
 
 /// Show what is in an image: processes, descriptors, memory, records
 ///
-/// Without options: all but the records. The contents of memory are not read.
+/// Without options, all but the records. The contents of memory are not read.
 #[derive(Debug, Args)]
 pub(crate) struct Show {
     /// The image

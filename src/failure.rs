@@ -3,7 +3,7 @@
 //! One line a problem, `vckpt: error[VC-…]: subject: what: why`, then what to do about it, then what became of the
 //! target.
 
-use crate::output::Output;
+use crate::output::{Output, plain};
 use serde::Serialize;
 use std::io;
 use std::process::ExitCode;
@@ -93,7 +93,7 @@ impl Failure {
                 report_json(output, problems, guarantee.as_deref())
             }
             Self::Library { error, guarantee } => {
-                for line in lines("vckpt: ", all(error)) {
+                for line in lines(all(error)) {
                     output.warn(line);
                 }
                 if let Some(sentence) = guarantee {
@@ -151,13 +151,13 @@ pub(crate) fn usage(error: &clap::Error) -> ExitCode {
 }
 
 /// The lines for these problems: each with what to do, unless the next one has the same advice.
-pub(crate) fn lines<'a>(program: &str, problems: impl Iterator<Item = &'a Error>) -> Vec<String> {
+pub(crate) fn lines<'a>(problems: impl Iterator<Item = &'a Error>) -> Vec<String> {
     let mut lines = Vec::new();
     let mut problems = problems.peekable();
     while let Some(error) = problems.next() {
-        lines.push(format!("{program}error[{}]: {error}", error.code.name));
+        lines.push(format!("vckpt: error[{}]: {}", error.code.name, plain(error)));
         if problems.peek().is_none_or(|next| hint(next) != hint(error)) {
-            lines.push(format!("hint: {}", hint(error)));
+            lines.push(format!("hint: {}", plain(hint(error))));
         }
     }
     lines
@@ -255,6 +255,6 @@ mod tests {
             "vckpt: error[VC-MEM-001]: memory of a device: unknown",
             "hint: do this",
         ];
-        assert_eq!(lines("vckpt: ", all(&error)), expected);
+        assert_eq!(lines(all(&error)), expected);
     }
 }

@@ -83,6 +83,14 @@ impl Output {
     }
 }
 
+/// Text from an image or a target, fit for a terminal: control characters are escaped.
+pub(crate) fn plain(text: impl std::fmt::Display) -> String {
+    let escape = |character: char| -> String {
+        if character.is_control() { character.escape_default().collect() } else { character.into() }
+    };
+    text.to_string().chars().map(escape).collect()
+}
+
 /// Sends the log of the libraries to standard error, with the time since the start.
 pub(crate) fn start_log(verbose: u8, quiet: bool) {
     let level = match (quiet, verbose) {

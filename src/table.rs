@@ -25,11 +25,6 @@ impl Table {
         self.rows.push(cells.into());
     }
 
-    /// Whether there are no rows.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.rows.is_empty()
-    }
-
     /// The lines, the heading first.
     pub(crate) fn lines(&self) -> Vec<String> {
         let heading: Vec<String> = self.columns.iter().map(|(name, _)| (*name).to_owned()).collect();

@@ -2,7 +2,7 @@
 
 use crate::cli::Check;
 use crate::failure::{self, Problem, Result};
-use crate::output::Output;
+use crate::output::{Output, plain};
 use crate::units;
 use serde::Serialize;
 use std::process::ExitCode;
@@ -39,8 +39,10 @@ fn print(report: &CheckReport, subject: &str, verb: &str, output: &Output) -> Re
         output.object(&Json { ok: problems.is_empty(), problems, degraded: &report.degraded })?;
         return Ok(());
     }
-    output.lines(failure::lines("", report.problems.iter()))?;
-    output.lines(report.degraded.iter().map(|item| format!("degraded: {item}")))?;
+    for line in failure::lines(report.problems.iter()) {
+        output.warn(line);
+    }
+    output.lines(report.degraded.iter().map(|item| format!("degraded: {}", plain(item))))?;
     let verdict = match (report.problems.len(), report.degraded.is_empty()) {
         (0, true) => format!("can be {verb}, exactly"),
         (0, false) => format!("can be {verb}, but not exactly"),
@@ -49,5 +51,5 @@ fn print(report: &CheckReport, subject: &str, verb: &str, output: &Output) -> Re
         }
     };
     let size = units::count(report.processes, "process", "processes");
-    Ok(output.line(format!("{subject} ({}, {size}) {verdict}", report.command))?)
+    Ok(output.line(format!("{subject} ({}, {size}) {verdict}", plain(&report.command)))?)
 }

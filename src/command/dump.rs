@@ -3,7 +3,7 @@
 use super::{fidelity, milliseconds};
 use crate::cli::Dump;
 use crate::failure::{Failure, Result};
-use crate::output::Output;
+use crate::output::{Output, plain};
 use crate::progress::Meter;
 use crate::signals::Signals;
 use crate::units;
@@ -120,7 +120,7 @@ fn print(report: &Report, to_stdout: bool, output: &Output) -> Result<()> {
     output.say(format!(
         "checkpointed {} ({}, {}) frozen {}, total {}, {} -> {}",
         report.root,
-        report.command,
+        plain(&report.command),
         units::count(report.processes, "process", "processes"),
         units::time(report.frozen),
         units::time(report.total),
@@ -129,7 +129,7 @@ fn print(report: &Report, to_stdout: bool, output: &Output) -> Result<()> {
     ));
     output.say(fidelity(&report.degraded));
     for item in &report.degraded {
-        output.say(format!("  {item}"));
+        output.say(format!("  {}", plain(item)));
     }
     match image {
         Some(path) if !to_stdout => Ok(output.line(path)?),

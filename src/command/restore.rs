@@ -3,7 +3,7 @@
 use super::{fidelity, milliseconds};
 use crate::cli::{PidChoice, Restore};
 use crate::failure::{Failure, Result};
-use crate::output::Output;
+use crate::output::{Output, plain};
 use crate::progress::Meter;
 use crate::signals::Signals;
 use crate::units;
@@ -27,7 +27,9 @@ pub(super) fn run(arguments: Restore, output: &Output) -> Result<ExitCode> {
     let restored = restore::restore(request(arguments)?, &mut |progress| meter.update(&progress))?;
     drop(meter);
     let pid = restored.report.pid;
-    if !detach {
+    if detach {
+        signals.over();
+    } else {
         signals.hand_on(pid)?;
     }
     if let Some(file) = pid_file {
@@ -129,7 +131,7 @@ fn print(report: &Report, detach: bool, output: &Output) -> Result<()> {
     if !detach {
         // The terminal belongs to the restored program now.
         for item in &report.degraded {
-            output.say(format!("vckpt: degraded: {item}"));
+            output.say(format!("vckpt: degraded: {}", plain(item)));
         }
         return Ok(());
     }
@@ -147,7 +149,7 @@ fn print(report: &Report, detach: bool, output: &Output) -> Result<()> {
     ));
     output.say(fidelity(&report.degraded));
     for item in &report.degraded {
-        output.say(format!("  {item}"));
+        output.say(format!("  {}", plain(item)));
     }
     Ok(output.line(report.pid.to_string())?)
 }

@@ -165,6 +165,18 @@ impl Frozen {
         problems.finish()
     }
 
+    /// As [`Frozen::release`], but every process is then stopped as by `SIGSTOP`.
+    ///
+    /// # Errors
+    /// The threads that are gone.
+    pub fn stop(self) -> Result<()> {
+        for process in self.processes.iter().filter(|process| !process.threads.is_empty()) {
+            // It takes effect when the threads are let go.
+            let _ = crate::sys::process::pidfd_send_signal(process.pidfd.as_fd(), libc::SIGSTOP);
+        }
+        self.release()
+    }
+
     /// Ends every process of the tree, and returns when none of them runs any more.
     ///
     /// # Errors

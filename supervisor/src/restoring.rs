@@ -3,8 +3,12 @@
 //! Dropping it before the release ends every puppet: nothing is left behind.
 
 use crate::error::{Error, Result, Subject, code};
+use crate::namespaces;
+use crate::plan::Stage;
 use crate::stub::batch::{Batch, Outcome};
-use crate::stub::puppet::Puppet;
+use crate::stub::puppet::{Place, Puppet};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -29,6 +33,110 @@ pub struct Restoring<'image> {
     pub root_directory: PathBuf,
     /// What can't be restored exactly, in one line each.
     pub degraded: Vec<String>,
+    /// Processes that are to be stopped by a signal when they are released.
+    pub stopped: Vec<TaskId>,
+    place: Place,
+    /// The init of the tree's own PID namespace, if it gets one.
+    init: Option<Puppet>,
+    root: TaskId,
+}
+
+/// What is left when a restore has succeeded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Released {
+    /// The root, as this program sees it.
+    pub root: i32,
+    /// The child of this program whose end is that of the tree: the root, or the init of its namespace.
+    pub child: i32,
+}
+
+impl<'image> Restoring<'image> {
+    /// Nothing is made yet.
+    #[must_use]
+    pub fn new(image: &'image Image, root: TaskId, place: Place) -> Self {
+        Self {
+            image,
+            puppets: BTreeMap::new(),
+            descriptions: HashMap::new(),
+            segments: HashMap::new(),
+            nameless_files: HashMap::new(),
+            root_directory: PathBuf::new(),
+            degraded: Vec::new(),
+            stopped: Vec::new(),
+            place,
+            init: None,
+            root,
+        }
+    }
+
+    /// Makes a PID namespace with an init of ours, in which the root will be made.
+    ///
+    /// # Errors
+    /// [`code::PRIVILEGE`] or [`code::HOST_FEATURE`].
+    pub fn enter_namespace(&mut self) -> Result<()> {
+        let (init, degraded) = namespaces::start_init(self.place)?;
+        self.root_directory = crate::proc::read::path(init.tid, "root");
+        self.degraded.extend(degraded);
+        self.init = Some(init);
+        Ok(())
+    }
+
+    /// Makes the puppet of the root.
+    ///
+    /// # Errors
+    /// [`code::PID_TAKEN`], [`code::PRIVILEGE`].
+    pub fn start_root(&mut self, id: TaskId) -> Result<()> {
+        let mut root = match &mut self.init {
+            Some(init) => init.spawn(id, libc::SIGCHLD.cast_unsigned(), 0)?,
+            None => Puppet::start(id, 0, &[id.0.cast_signed()], self.place)?,
+        };
+        // An ignored SIGCHLD, which we may have inherited, would keep zombies from being zombies.
+        let mut batch = Batch::new();
+        let default = batch.words(&[0, 0, 0, 0]);
+        let arguments = [libc::SIGCHLD.into(), default.into(), 0.into(), 8.into()];
+        batch.must("resetting a signal", libc::SYS_rt_sigaction, arguments);
+        root.run(&batch)?;
+        self.puppets.insert(id, root);
+        Ok(())
+    }
+
+    /// Drops what is not needed behind a stage.
+    ///
+    /// # Errors
+    /// None today.
+    pub fn enter(&mut self, finished: Stage) -> Result<()> {
+        if finished == Stage::Descriptors {
+            self.descriptions.clear();
+        }
+        Ok(())
+    }
+
+    /// Lets all puppets run as what they have become.
+    ///
+    /// # Errors
+    /// If one is gone.
+    pub fn release(&mut self) -> Result<()> {
+        for process in std::mem::take(&mut self.stopped) {
+            let pid = Pid::from_raw(self.system_id(process)?);
+            kill(pid, Signal::SIGSTOP).map_err(|errno| Error::system(code::TASK_RESTORE, "stopping a process", errno))?;
+        }
+        if let Some(init) = &mut self.init {
+            init.become_init(self.root)?;
+        }
+        for puppet in self.puppets.values_mut() {
+            puppet.release()?;
+        }
+        Ok(())
+    }
+
+    /// What is left, after the release.
+    ///
+    /// # Errors
+    /// [`code::INTERNAL`] if there is no root.
+    pub fn finish(mut self) -> Result<Released> {
+        let root = self.system_id(self.root)?;
+        Ok(Released { root, child: self.init.as_ref().map_or(root, |init| init.tid) })
+    }
 }
 
 impl Restoring<'_> {

@@ -5,9 +5,20 @@
 
 pub mod alarm;
 pub mod credentials;
+pub mod connection;
+pub mod current_directory;
+pub mod data_queued;
+pub mod description;
+pub mod descriptor_table;
+pub mod epoll;
+pub mod event_descriptor;
+pub mod file;
+pub mod file_locking;
 pub mod kind;
 pub mod lightweight_process;
 pub mod mmap_memory;
+pub mod nameless_file;
+pub mod pipe;
 pub mod platform_name;
 pub mod process;
 pub mod process_map;
@@ -16,7 +27,12 @@ pub mod resource_limit;
 pub mod schedule_control;
 pub mod shared_segment;
 pub mod signal;
+pub mod signal_descriptor;
 pub mod snapshot;
+pub mod socket_option;
+pub mod terminal;
+pub mod timer_descriptor;
+pub mod unix_socket;
 
 use crate::codec::{self, CodecError};
 use crate::id::Identity;
@@ -126,4 +142,18 @@ pub const REGISTRY: &[Entry] = &[
     entry::<credentials::Credentials>(),
     entry::<resource_limit::ResourceLimit>(),
     entry::<schedule_control::ScheduleControl>(),
+    entry::<file::File>(),
+    entry::<nameless_file::NamelessFile>(),
+    entry::<descriptor_table::DescriptorTable>(),
+    entry::<pipe::Pipe>(),
+    entry::<data_queued::DataQueued>(),
+    entry::<file_locking::FileLocking>(),
+    entry::<current_directory::CurrentDirectory>(),
+    entry::<event_descriptor::EventDescriptor>(),
+    entry::<epoll::Epoll>(),
+    entry::<signal_descriptor::SignalDescriptor>(),
+    entry::<timer_descriptor::TimerDescriptor>(),
+    entry::<unix_socket::UnixSocket>(),
+    entry::<connection::Connection>(),
+    entry::<terminal::Terminal>(),
 ];

@@ -2,6 +2,7 @@
 
 use super::view::View;
 use crate::command::fidelity;
+use crate::output::plain;
 use crate::units;
 use serde::Serialize;
 
@@ -54,13 +55,13 @@ pub(super) fn lines(header: &Header) -> Vec<String> {
     let mut lines = vec![
         format!("image     {}", header.path),
         format!("of        {} ({}), {processes}, {threads}", header.root, header.command),
-        format!("made      {} by user {} with vckpt {}", header.made, header.made_by, header.writer),
+        format!("made      {} by user {} with vckpt {}", header.made, header.made_by, plain(&header.writer)),
     ];
     if let (Some(host), Some(kernel)) = (&header.host, &header.kernel) {
         lines.push(format!("on        {host}, Linux {kernel}"));
     }
     lines.push(format!("size      {size}, of which memory {stored}; {} records", header.records));
     lines.push(fidelity(&header.degraded).replacen("fidelity:", "fidelity ", 1));
-    lines.extend(header.degraded.iter().map(|item| format!("          {item}")));
+    lines.extend(header.degraded.iter().map(|item| format!("          {}", plain(item))));
     lines
 }

@@ -1,8 +1,8 @@
 //! The mappings, as `pmap` shows them, with what the image stores of each.
 
 use super::view::{PAGE, View, run_end};
+use crate::output::plain;
 use crate::table::{Align, Table};
-use crate::units;
 use serde::Serialize;
 use vckpt_image_format::MemoryId;
 use vckpt_image_format::record::mmap_memory::{PageOwner, PageSource};
@@ -85,7 +85,7 @@ fn row(
         Source::File { file, .. } if file.nameless.is_some() => format!("{} (deleted)", file.path),
         Source::File { file, .. } => file.path.to_string(),
         Source::Segment { segment, .. } => format!("[shared segment {segment}]"),
-        Source::Kernel { name } => name.clone(),
+        Source::Kernel { name } => plain(name),
         Source::Anonymous => match &mapping.name {
             Some(name) => format!("[anon:{name}]"),
             None if heap.is_some_and(|heap| start < heap.1 && end > heap.0) => "[heap]".to_owned(),
@@ -121,7 +121,7 @@ pub(super) fn lines(spaces: &[Space]) -> Vec<String> {
     for space in spaces {
         let processes: Vec<String> = space.processes.iter().map(u32::to_string).collect();
         lines.push(format!("{}: {}", processes.join(", "), space.command));
-        let mut table = columns("ADDRESS", "MAPPING");
+        let mut table = columns();
         for row in &space.mappings {
             let size = row.end - row.start;
             table.row([
@@ -148,41 +148,16 @@ pub(super) fn lines(spaces: &[Space]) -> Vec<String> {
     lines
 }
 
-fn columns(first: &'static str, last: &'static str) -> Table {
+fn columns() -> Table {
     use Align::{Left, Right};
     Table::new(&[
-        (first, Left),
+        ("ADDRESS", Left),
         ("KIB", Right),
         ("STORED", Right),
         ("WITH PARENT", Right),
         ("MODE", Left),
-        (last, Left),
+        ("MAPPING", Left),
     ])
-}
-
-/// One line an address space.
-pub(super) fn totals(spaces: &[Space]) -> Vec<String> {
-    use Align::{Left, Right};
-    let mut table = Table::new(&[
-        ("PID", Right),
-        ("MAPPINGS", Right),
-        ("SIZE", Right),
-        ("STORED", Right),
-        ("WITH PARENT", Right),
-        ("COMMAND", Left),
-    ]);
-    for space in spaces {
-        let processes: Vec<String> = space.processes.iter().map(u32::to_string).collect();
-        table.row([
-            processes.join(","),
-            space.mappings.len().to_string(),
-            units::bytes(space.size),
-            units::bytes(space.stored),
-            units::bytes(space.shared),
-            space.command.clone(),
-        ]);
-    }
-    if table.is_empty() { Vec::new() } else { table.lines() }
 }
 
 fn kib(bytes: u64) -> String {

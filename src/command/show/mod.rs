@@ -54,10 +54,8 @@ pub(super) fn run(arguments: &Show, output: &Output) -> Result<ExitCode> {
     if all || arguments.files {
         section("descriptors", files::lines(&files::rows(&view)), output)?;
     }
-    if arguments.memory {
+    if all || arguments.memory {
         section("memory", memory::lines(&memory::spaces(&view)), output)?;
-    } else if all {
-        section("memory", memory::totals(&memory::spaces(&view)), output)?;
     }
     if arguments.records {
         section("records", records::lines(&records::rows(&view)), output)?;

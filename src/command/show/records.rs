@@ -4,13 +4,16 @@ use super::view::View;
 use crate::table::{Align, Table};
 use crate::units;
 use serde::Serialize;
+use vckpt_image_format::Kind;
 
 /// A record.
 #[derive(Debug, Serialize)]
 pub(crate) struct Row {
     pub(crate) code: u16,
     /// In the words of FIG. 7; none if this program does not know the kind.
-    kind: Option<&'static str>,
+    kind: Option<String>,
+    #[serde(skip)]
+    word: &'static str,
     name: String,
     offset: u64,
     data_size: u32,
@@ -26,7 +29,8 @@ pub(crate) fn rows(view: &View) -> Vec<Row> {
         .frames()
         .map(|frame| Row {
             code: frame.code,
-            kind: frame.kind.map(|kind| kind.word()),
+            kind: frame.kind.map(title),
+            word: frame.kind.map_or("unknown", Kind::word),
             name: frame.name,
             offset: frame.offset,
             data_size: frame.data_size,
@@ -37,6 +41,15 @@ pub(crate) fn rows(view: &View) -> Vec<Row> {
         .collect();
     rows.sort_by_key(|row| (row.code, row.offset));
     rows
+}
+
+/// The name of a kind, written as in FIG. 7.
+fn title(kind: Kind) -> String {
+    if kind == Kind::MmapMemory {
+        return "MMap memory".to_owned();
+    }
+    let mut letters = kind.word().chars();
+    letters.next().map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect())
 }
 
 /// The records under a heading for each kind, and the sum.
@@ -53,7 +66,7 @@ pub(super) fn lines(rows: &[Row]) -> Vec<String> {
         let Some(first) = group.first() else { continue };
         table.row([
             first.code.to_string(),
-            first.kind.unwrap_or("unknown").to_owned(),
+            first.kind.clone().unwrap_or_else(|| "unknown".to_owned()),
             group.len().to_string(),
             bytes.to_string(),
             String::new(),
@@ -72,6 +85,6 @@ pub(super) fn lines(rows: &[Row]) -> Vec<String> {
 /// How many records there are of each kind: word and number.
 pub(crate) fn census(rows: &[Row]) -> Vec<(&'static str, usize)> {
     rows.chunk_by(|left, right| left.code == right.code)
-        .filter_map(|group| Some((group.first()?.kind.unwrap_or("unknown"), group.len())))
+        .filter_map(|group| Some((group.first()?.word, group.len())))
         .collect()
 }

@@ -212,7 +212,7 @@ fn records_are_grouped_by_kind() {
     let rows = records::rows(&image());
     assert!(records::census(&rows).contains(&("lightweight process", 3)));
     let lines = records::lines(&rows);
-    assert!(lines.iter().any(|line| line.starts_with("  20  lightweight process      3")), "{lines:#?}");
+    assert!(lines.iter().any(|line| line.starts_with("  20  Lightweight process      3")), "{lines:#?}");
     let lines = header::lines(&header::header(&image()));
     assert!(lines.contains(&"fidelity  1 item degraded".to_owned()), "{lines:#?}");
 }

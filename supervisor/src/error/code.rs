@@ -103,6 +103,8 @@ codes! {
     FILE_DIFFERS = "VC-FD-002", Environment, "put the file back as it was when the image was made";
     /// A descriptor could not be made again.
     DESCRIPTOR_RESTORE = "VC-FD-003", Environment, "look at the path or address that the message names";
+    /// There is no terminal to restore onto.
+    NO_TERMINAL = "VC-TTY-001", Environment, "run vckpt restore on a terminal, without --detach and with its input not redirected";
     /// A socket in a state that is not supported.
     SOCKET_STATE = "VC-NET-001", Unsupported, "close the connection before the dump";
     /// An address is not to be had.

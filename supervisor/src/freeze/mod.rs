@@ -16,6 +16,7 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 use vckpt_parasite::protocol;
 
+pub use room::free_range;
 pub use survey::preflight;
 
 /// Stops the tree of a process and takes down the state of every thread.
@@ -23,7 +24,7 @@ pub use survey::preflight;
 /// # Errors
 /// The target's state that can't be handled, all problems at once; a timeout; the death of the root.
 pub fn freeze(pid: i32, timeout: Duration) -> Result<Frozen> {
-    survey::preflight(pid)?;
+    preflight(pid)?;
     let tasks = stop::stop_tree(pid, Instant::now() + timeout)?;
     survey::survey(pid, tasks)
 }

@@ -15,12 +15,12 @@ const DISTANCE: u64 = 1 << 20;
 /// # Errors
 /// [`code::INJECT`] if there is none.
 pub fn find(maps: &[MapLine], length: u64) -> Result<u64> {
-    among(maps.iter().map(|map| (map.start, map.end)), length)
+    free_range(maps.iter().map(|map| (map.start, map.end)), length)
         .ok_or_else(|| Error::new(code::INJECT, "no free addresses for the stub"))
 }
 
 /// The lowest free range of this length between ranges that are in the order of their addresses.
-pub fn among(ranges: impl Iterator<Item = (u64, u64)>, length: u64) -> Option<u64> {
+pub fn free_range(ranges: impl Iterator<Item = (u64, u64)>, length: u64) -> Option<u64> {
     let mut candidate = LOWEST;
     for (start, end) in ranges {
         if start >= END || candidate + length + DISTANCE <= start {
@@ -37,9 +37,9 @@ mod tests {
 
     #[test]
     fn a_gap_is_found_behind_what_is_there() {
-        assert_eq!(among([].into_iter(), 4096), Some(LOWEST));
+        assert_eq!(free_range([].into_iter(), 4096), Some(LOWEST));
         let taken = [(0x1000, 0x2000), (LOWEST - 0x1000, LOWEST + 0x1000), (0x7000_0000_0000, 0x7000_0000_1000)];
-        assert_eq!(among(taken.into_iter(), 4096), Some(LOWEST + 0x1000 + DISTANCE));
-        assert_eq!(among([(0x1000, END - 0x1000)].into_iter(), 4096), None);
+        assert_eq!(free_range(taken.into_iter(), 4096), Some(LOWEST + 0x1000 + DISTANCE));
+        assert_eq!(free_range([(0x1000, END - 0x1000)].into_iter(), 4096), None);
     }
 }

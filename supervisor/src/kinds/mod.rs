@@ -5,15 +5,23 @@
 
 pub mod alarm;
 pub mod credentials;
+pub mod current_directory;
+pub mod descriptor;
+pub mod file_lock;
+pub mod memory;
+pub mod nameless_file;
+pub mod platform;
+pub mod process;
 pub mod resource_limit;
 pub mod schedule;
+pub mod segment;
 pub mod signal;
+pub mod thread;
 
-use crate::error::{Error, Result, code};
+use crate::error::Result;
 use crate::frozen::Frozen;
 use crate::plan::Plan;
 use crate::records::Records;
-use vckpt_image_format::Record;
 use vckpt_image_format::reader::Image;
 
 /// A kind's two directions.
@@ -29,10 +37,26 @@ pub struct KindEntry {
 
 /// All kinds. Within a stage of a restore their steps run in this order.
 pub const KINDS: &[KindEntry] = &[
-    // Observes the timers too, so it comes before what takes time.
+    // Timers run on while we look, so they come first.
     KindEntry { name: "signal", observe: signal::observe::observe, plan: signal::restore::plan },
     KindEntry { name: "alarm", observe: alarm::observe::observe, plan: alarm::restore::plan },
+    process::ENTRY,
+    thread::ENTRY,
     KindEntry { name: "schedule", observe: schedule::observe::observe, plan: schedule::restore::plan },
+    segment::ENTRY,
+    KindEntry {
+        name: "nameless_file",
+        observe: nameless_file::observe::observe,
+        plan: nameless_file::restore::plan,
+    },
+    memory::ENTRY,
+    KindEntry {
+        name: "current_directory",
+        observe: current_directory::observe::observe,
+        plan: current_directory::restore::plan,
+    },
+    KindEntry { name: "descriptor", observe: descriptor::observe::observe, plan: descriptor::plan },
+    KindEntry { name: "file_lock", observe: file_lock::observe::nothing, plan: file_lock::restore::plan },
     KindEntry {
         name: "resource_limit",
         observe: resource_limit::observe::observe,
@@ -44,12 +68,6 @@ pub const KINDS: &[KindEntry] = &[
         observe: credentials::observe::observe,
         plan: credentials::restore::plan,
     },
+    // Puts the snapshot record, which says what is not exact, before all others.
+    platform::ENTRY,
 ];
-
-/// Every record of a kind in an image.
-///
-/// # Errors
-/// [`code::IMAGE_BAD`] if one can't be decoded.
-pub(crate) fn all<R: Record>(image: &Image) -> Result<Vec<R>> {
-    image.all().map_err(|error| Error::new(code::IMAGE_BAD, "reading the image").because(error))
-}

@@ -2,7 +2,9 @@
 //!
 //! The parsers refuse what they do not know: a checkpoint must not lose what it can't name.
 
+pub mod fdinfo;
 pub mod identity;
+pub mod locks;
 pub mod maps;
 pub mod read;
 pub mod stat;

@@ -15,6 +15,7 @@ use std::fs::File;
 use std::os::fd::BorrowedFd;
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
+use vckpt_image_format::record::lightweight_process::Wait;
 use vckpt_parasite::protocol::{self, Boot, mode};
 
 /// How long a task may take for a step of being injected or released.
@@ -50,6 +51,7 @@ pub struct Agent {
     pending: Vec<[u8; 128]>,
     shared_pending: Vec<[u8; 128]>,
     rseq: (u64, u32, u32),
+    wait: Option<Wait>,
     injected: Option<Injected>,
 }
 
@@ -86,6 +88,7 @@ impl Agent {
             pending: stopped.pending_signals(false)?,
             shared_pending: stopped.pending_signals(true)?,
             rseq: crate::sys::ptrace::rseq(stopped.tid()).unwrap_or_default(),
+            wait: None,
             registers,
             state: State::Stopped(stopped),
             injected: None,
@@ -120,6 +123,12 @@ impl Agent {
     #[must_use]
     pub fn rseq(&self) -> (u64, u32, u32) {
         self.rseq
+    }
+
+    /// The wait that was interrupted, if it had a limit of time.
+    #[must_use]
+    pub fn wait(&self) -> Option<Wait> {
+        self.wait
     }
 
     /// The signals that were pending at the freeze, for the thread or for its process: raw `siginfo_t`, in order.

@@ -10,7 +10,11 @@
 
 #![allow(unsafe_code, reason = "raw system calls that no crate wraps")]
 
+pub mod file;
 pub mod pagemap;
 pub mod process;
 pub mod ptrace;
 pub mod schedule;
+pub mod sock_diag;
+pub mod socket;
+pub mod terminal;

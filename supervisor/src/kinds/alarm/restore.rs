@@ -23,8 +23,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// # Errors
 /// If the image can't be read.
 pub fn plan(image: &Image, plan: &mut Plan) -> Result<()> {
-    let signals: Vec<Signal> = crate::kinds::all(image)?;
-    for alarm in crate::kinds::all::<Alarm>(image)? {
+    let signals: Vec<Signal> = crate::image::all(image)?;
+    for alarm in crate::image::all::<Alarm>(image)? {
         let signal = signals.iter().find(|signal| signal.process == alarm.process);
         steps(alarm, signal.map_or(0, waiting_for_process), plan);
     }

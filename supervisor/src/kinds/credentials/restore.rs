@@ -15,7 +15,7 @@ use vckpt_image_format::record::credentials::{Credentials, ThreadCredentials};
 /// # Errors
 /// If the image can't be read.
 pub fn plan(image: &Image, plan: &mut Plan) -> Result<()> {
-    for record in crate::kinds::all::<Credentials>(image)? {
+    for record in crate::image::all::<Credentials>(image)? {
         plan.action(Stage::Credentials, SetCredentials(record));
     }
     Ok(())

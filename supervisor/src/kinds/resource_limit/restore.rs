@@ -15,7 +15,7 @@ use vckpt_image_format::record::resource_limit::{Limit, NAMES, ResourceLimit, UN
 /// # Errors
 /// If the image can't be read.
 pub fn plan(image: &Image, plan: &mut Plan) -> Result<()> {
-    for record in crate::kinds::all::<ResourceLimit>(image)? {
+    for record in crate::image::all::<ResourceLimit>(image)? {
         plan.action(Stage::Credentials, SetLimits(record));
     }
     Ok(())

@@ -16,7 +16,7 @@ use vckpt_image_format::record::schedule_control::{
 /// # Errors
 /// If the image can't be read.
 pub fn plan(image: &Image, plan: &mut Plan) -> Result<()> {
-    for record in crate::kinds::all::<ScheduleControl>(image)? {
+    for record in crate::image::all::<ScheduleControl>(image)? {
         for thread in record.threads {
             if is_ordinary(&thread) {
                 plan.batch(Stage::TaskState, thread.thread, "scheduling", Steps::new(&thread).batch);

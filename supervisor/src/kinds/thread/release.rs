@@ -21,6 +21,8 @@ pub struct Release {
     pub threads: Vec<LightweightProcess>,
     /// Address of the vdso in each memory.
     pub vdso: BTreeMap<MemoryId, u64>,
+    /// Signal mask of each thread.
+    pub masks: BTreeMap<TaskId, u64>,
 }
 
 impl Action for Release {
@@ -33,7 +35,6 @@ impl Action for Release {
             puppet.park()?;
             puppet.stop()?;
         }
-        let masks = restoring.signal_masks.clone();
         let mut leaders = Vec::new();
         for thread in &self.threads {
             let about = |error: Box<Error>| error.about(Subject::task(thread.process.0, thread.name.clone()));
@@ -60,7 +61,7 @@ impl Action for Release {
             let stopped = puppet.stopped()?;
             stopped.set_xstate(&thread.xstate)?;
             stopped.set_registers(&home)?;
-            stopped.set_signal_mask(masks.get(&thread.id).copied().unwrap_or(0))?;
+            stopped.set_signal_mask(self.masks.get(&thread.id).copied().unwrap_or(0))?;
         }
         restoring.release()
     }

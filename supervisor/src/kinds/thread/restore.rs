@@ -4,9 +4,11 @@ use super::release::Release;
 use crate::error::Result;
 use crate::plan::{Plan, Stage};
 use crate::stub::batch::Batch;
+use std::collections::BTreeMap;
 use vckpt_image_format::reader::Image;
 use vckpt_image_format::record::lightweight_process::LightweightProcess;
 use vckpt_image_format::record::process_map::Source;
+use vckpt_image_format::record::signal::Signal;
 
 /// Adds the state of all threads, and the release.
 ///
@@ -24,12 +26,14 @@ pub fn plan(image: &Image, plan: &mut Plan) -> Result<()> {
             plan.batch(Stage::Timers, thread.id, "thread", batch);
         }
     }
-    let mut vdso = std::collections::BTreeMap::new();
+    let mut vdso = BTreeMap::new();
     for (memory, (_, mappings)) in crate::kinds::memory::plan::maps(image)? {
         let own = mappings.iter().find(|mapping| matches!(&mapping.source, Source::Kernel { name } if name == "[vdso]"));
         vdso.extend(own.map(|mapping| (memory, mapping.start)));
     }
-    plan.action(Stage::Release, Release { threads, vdso });
+    let signals = crate::image::all::<Signal>(image)?;
+    let masks = signals.iter().flat_map(|signal| &signal.threads).map(|thread| (thread.thread, thread.mask)).collect();
+    plan.action(Stage::Release, Release { threads, vdso, masks });
     Ok(())
 }
 

@@ -1,0 +1,113 @@
+//! Connection (kind 67): a socket of the internet protocols (`ip(7)`, `ipv6(7)`), or one to the kernel
+//! (`netlink(7)`).
+
+use super::description::Description;
+use super::socket_option::SocketOption;
+use super::{Kind, Record};
+use crate::id::{Identity, SocketId};
+use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
+
+/// A socket.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Connection {
+    /// Its identity.
+    pub id: SocketId,
+    /// What every description has. A socket has one description.
+    pub description: Description,
+    /// Its inode number when it was dumped, by which `socket:[…]` names it.
+    pub inode: u64,
+    /// `AF_INET`, `AF_INET6` or `AF_NETLINK`.
+    pub family: u32,
+    /// `SOCK_STREAM`, `SOCK_DGRAM` or `SOCK_RAW`.
+    pub socket_type: u32,
+    /// The protocol, such as `IPPROTO_TCP`.
+    pub protocol: u32,
+    /// Its own address, if it was bound.
+    pub local: Option<Address>,
+    /// Its state.
+    pub state: ConnectionState,
+    /// Its options.
+    pub options: Vec<SocketOption>,
+}
+
+/// An address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Address {
+    /// Of an internet protocol.
+    Internet(SocketAddr),
+    /// Of a netlink socket.
+    Netlink {
+        /// Its port ID.
+        port: u32,
+        /// The multicast groups 1 to 32 that it has joined.
+        groups: u32,
+    },
+}
+
+/// The state of a socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ConnectionState {
+    /// Neither connected nor listening.
+    Unconnected,
+    /// It waits for connections.
+    Listening {
+        /// How many may wait.
+        backlog: u32,
+    },
+    /// A datagram socket with a fixed peer.
+    FixedPeer {
+        /// The peer.
+        peer: Address,
+    },
+}
+
+impl std::fmt::Display for Address {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Address::Internet(address) => write!(formatter, "{address}"),
+            Address::Netlink { port, .. } => write!(formatter, "netlink port {port}"),
+        }
+    }
+}
+
+impl Record for Connection {
+    const KIND: Kind = Kind::Connection;
+    const VERSION: u16 = 1;
+
+    fn name(&self) -> String {
+        let protocol = match (self.family, self.protocol) {
+            (16, _) => "netlink",
+            (_, 6) => "tcp",
+            (_, 17) => "udp",
+            _ => "socket",
+        };
+        let local = self.local.map_or_else(|| "unbound".to_owned(), |local| local.to_string());
+        match self.state {
+            ConnectionState::Unconnected => format!("{protocol} {local}"),
+            ConnectionState::Listening { .. } => format!("{protocol} listening at {local}"),
+            ConnectionState::FixedPeer { peer } => format!("{protocol} {local} to {peer}"),
+        }
+    }
+
+    fn defines(&self) -> Vec<Identity> {
+        vec![self.id.into(), self.description.id.into()]
+    }
+
+    fn refers(&self) -> Vec<Identity> {
+        self.description.refers()
+    }
+
+    fn check(&self) -> Result<(), String> {
+        self.description.check()?;
+        let netlink = |address: &Address| matches!(address, Address::Netlink { .. });
+        let peer = match &self.state {
+            ConnectionState::FixedPeer { peer } => Some(peer),
+            ConnectionState::Unconnected | ConnectionState::Listening { .. } => None,
+        };
+        if self.local.iter().chain(peer).any(|address| netlink(address) != (self.family == 16)) {
+            return Err("an address is of another family than the socket".to_owned());
+        }
+        self.options.iter().try_for_each(SocketOption::check)
+    }
+}

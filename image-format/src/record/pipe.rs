@@ -1,0 +1,56 @@
+//! Pipe (kind 75): a pipe or FIFO, with the open file descriptions of its ends.
+
+use super::description::Description;
+use super::{Kind, Record};
+use crate::id::{Identity, PipeId};
+use crate::text::Text;
+use serde::{Deserialize, Serialize};
+
+/// A pipe; what waits in it is in [`DataQueued`](super::data_queued::DataQueued) records.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pipe {
+    /// Its identity.
+    pub id: PipeId,
+    /// Its inode number when it was dumped, by which `pipe:[…]` names it.
+    pub inode: u64,
+    /// The path of a FIFO; none for a pipe.
+    pub path: Option<Text>,
+    /// `F_GETPIPE_SZ`.
+    pub capacity: u32,
+    /// Its ends: the access mode says which, `O_DIRECT` is packet mode. An end that is closed is not here.
+    pub ends: Vec<Description>,
+}
+
+impl Record for Pipe {
+    const KIND: Kind = Kind::Pipe;
+    const VERSION: u16 = 1;
+
+    fn name(&self) -> String {
+        match &self.path {
+            Some(path) => format!("FIFO {path}"),
+            None => format!("pipe:[{}]", self.inode),
+        }
+    }
+
+    fn defines(&self) -> Vec<Identity> {
+        let ends = self.ends.iter().map(|end| Identity::from(end.id));
+        std::iter::once(Identity::from(self.id)).chain(ends).collect()
+    }
+
+    fn refers(&self) -> Vec<Identity> {
+        self.ends.iter().flat_map(Description::refers).collect()
+    }
+
+    fn check(&self) -> Result<(), String> {
+        if self.ends.is_empty() {
+            return Err("no end is open".to_owned());
+        }
+        if self.capacity > 1 << 30 {
+            return Err(format!("capacity {} is out of range", self.capacity));
+        }
+        if self.path.as_ref().is_some_and(|path| path.is_empty() || path.0.contains(&0)) {
+            return Err("the path is empty or has a NUL".to_owned());
+        }
+        self.ends.iter().try_for_each(Description::check)
+    }
+}

@@ -1,0 +1,80 @@
+//! Acting: carries a plan out, stage by stage. It takes no decision; what fails undoes everything.
+
+use crate::error::{Error, Result};
+use crate::plan::{Plan, Stage, Step};
+use crate::progress::Progress;
+use crate::restoring::Restoring;
+use crate::stub::batch::Batch;
+use tracing::debug;
+use vckpt_image_format::TaskId;
+
+/// Carries out all stages.
+///
+/// # Errors
+/// The first step that failed. Dropping what is being restored then ends all puppets.
+pub fn act(plan: &Plan, restoring: &mut Restoring<'_>, progress: &mut dyn FnMut(Progress)) -> Result<()> {
+    let total = plan.len() as u64;
+    let mut done = 0;
+    for stage in Stage::ALL {
+        let mut waiting = Waiting::default();
+        for step in plan.steps(stage) {
+            done += 1;
+            match step {
+                Step::Batch { thread, purpose, batch } => waiting.add(restoring, *thread, purpose, batch)?,
+                Step::Action(action) => {
+                    waiting.run(restoring)?;
+                    action.act(restoring)?;
+                }
+            }
+        }
+        waiting.run(restoring)?;
+        restoring.enter(stage)?;
+        debug!(?stage, "done");
+        progress(Progress { phase: "restore", done, total });
+    }
+    Ok(())
+}
+
+/// Batches for several threads, to be run at the same time.
+#[derive(Debug, Default)]
+struct Waiting {
+    batches: Vec<(TaskId, Vec<&'static str>, Batch)>,
+}
+
+impl Waiting {
+    fn add(
+        &mut self,
+        restoring: &mut Restoring<'_>,
+        thread: TaskId,
+        purpose: &'static str,
+        batch: &Batch,
+    ) -> Result<()> {
+        if let Some((_, purposes, waiting)) = self.batches.iter_mut().find(|(of, ..)| *of == thread) {
+            if waiting.has_room_for(batch) {
+                waiting.append(batch);
+                purposes.push(purpose);
+                return Ok(());
+            }
+            self.run(restoring)?;
+        }
+        self.batches.push((thread, vec![purpose], batch.clone()));
+        Ok(())
+    }
+
+    fn run(&mut self, restoring: &mut Restoring<'_>) -> Result<()> {
+        let batches = std::mem::take(&mut self.batches);
+        for (thread, _, batch) in &batches {
+            restoring.puppet(*thread)?.send(batch)?;
+        }
+        for (thread, purposes, batch) in &batches {
+            let result = restoring.puppet(*thread)?.receive(batch);
+            result.map_err(|error| explain(error, purposes))?;
+        }
+        Ok(())
+    }
+}
+
+fn explain(mut error: Box<Error>, purposes: &[&'static str]) -> Box<Error> {
+    error.what = format!("{} (restoring {})", error.what, purposes.join(", "));
+    error
+}

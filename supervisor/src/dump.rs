@@ -1,0 +1,174 @@
+//! Dumping a tree of processes: freeze, observe, store, and then end it or let it go on.
+
+use crate::error::{Error, Problems, Result, Subject, code};
+use crate::freeze;
+use crate::frozen::Frozen;
+use crate::kinds::KINDS;
+use crate::output::ImageFile;
+use crate::progress::Progress;
+use crate::records::Records;
+use crate::store;
+use std::fmt;
+use std::io::Write;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+use tracing::debug;
+
+/// What becomes of the tree when the image is complete.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Afterwards {
+    /// It is ended.
+    Kill,
+    /// It goes on as if nothing had been.
+    LeaveRunning,
+    /// It is stopped as by `SIGSTOP`.
+    LeaveStopped,
+}
+
+/// Where the image goes.
+pub enum Output {
+    /// To a new file.
+    File(PathBuf),
+    /// To a new file `<comm>-<pid>.vckpt` in the current directory.
+    DefaultName,
+    /// To whatever takes bytes.
+    Stream(Box<dyn Write>),
+}
+
+impl fmt::Debug for Output {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Output::File(path) => formatter.debug_tuple("File").field(path).finish(),
+            Output::DefaultName => formatter.write_str("DefaultName"),
+            Output::Stream(_) => formatter.write_str("Stream"),
+        }
+    }
+}
+
+/// What to dump.
+#[derive(Debug)]
+pub struct Request {
+    /// The root of the tree, as this program sees it.
+    pub pid: i32,
+    /// Where the image goes.
+    pub output: Output,
+    /// What becomes of the tree.
+    pub afterwards: Afterwards,
+    /// How long stopping it may take.
+    pub freeze_timeout: Duration,
+    /// Whether an existing file may be replaced.
+    pub force: bool,
+}
+
+/// What was dumped.
+#[derive(Debug, Clone)]
+pub struct Report {
+    /// The file, if it is one.
+    pub image: Option<PathBuf>,
+    /// The root, by the ID that it knows.
+    pub root: u32,
+    /// Its name.
+    pub command: String,
+    /// Number of processes.
+    pub processes: usize,
+    /// Number of threads.
+    pub threads: usize,
+    /// How long the tree stood still; up to its end if it was ended.
+    pub frozen: Duration,
+    /// How long all of it took.
+    pub total: Duration,
+    /// Bytes of memory that the image stands for.
+    pub memory_bytes: u64,
+    /// Bytes of the image.
+    pub image_bytes: u64,
+    /// What could not be kept exactly.
+    pub degraded: Vec<String>,
+}
+
+/// Dumps a tree of processes.
+///
+/// # Errors
+/// Whatever stood in the way; then the tree goes on as before, and there is no image.
+pub fn dump(request: Request, progress: &mut dyn FnMut(Progress)) -> Result<Report> {
+    let begin = Instant::now();
+    freeze::preflight(request.pid)?;
+    let (sink, file) = open(request.output, request.pid, request.force)?;
+    progress(Progress { phase: "freeze", done: 0, total: 0 });
+    let frozen_at = Instant::now();
+    let mut frozen = freeze::freeze(request.pid, request.freeze_timeout)?;
+    debug!(processes = frozen.processes.len(), elapsed = ?frozen_at.elapsed(), "frozen");
+    let records = observe(&mut frozen)?;
+    debug!(records = records.records.len(), elapsed = ?frozen_at.elapsed(), "observed");
+    let degraded = records.degraded.clone();
+    let root = frozen.processes.first();
+    let mut report = Report {
+        image: file.as_ref().map(|file| file.path().to_path_buf()),
+        root: frozen.root.0,
+        command: root.map(|root| root.command.clone()).unwrap_or_default(),
+        processes: frozen.processes.len(),
+        threads: frozen.processes.iter().map(|process| process.threads.len()).sum(),
+        frozen: Duration::ZERO,
+        total: Duration::ZERO,
+        memory_bytes: 0,
+        image_bytes: 0,
+        degraded,
+    };
+    let (mut sink, stored) = store::store(&records, sink, progress)?;
+    drop(records);
+    sink.flush().map_err(|error| Error::system(code::IMAGE_WRITE, "writing the image", error))?;
+    drop(sink);
+    debug!(bytes = stored.image, elapsed = ?frozen_at.elapsed(), "stored");
+    (report.memory_bytes, report.image_bytes) = (stored.memory, stored.image);
+    progress(Progress { phase: "seal", done: 0, total: 0 });
+    match request.afterwards {
+        Afterwards::Kill => {
+            // The image has to be safe before there is nothing else left.
+            file.map_or(Ok(()), ImageFile::commit)?;
+            frozen.kill()?;
+            report.frozen = frozen_at.elapsed();
+        }
+        Afterwards::LeaveRunning => {
+            frozen.release()?;
+            report.frozen = frozen_at.elapsed();
+            file.map_or(Ok(()), ImageFile::commit)?;
+        }
+        Afterwards::LeaveStopped => {
+            file.map_or(Ok(()), ImageFile::commit)?;
+            frozen.stop()?;
+            report.frozen = frozen_at.elapsed();
+        }
+    }
+    report.total = begin.elapsed();
+    Ok(report)
+}
+
+fn open(output: Output, pid: i32, force: bool) -> Result<(Box<dyn Write>, Option<ImageFile>)> {
+    let path = match output {
+        Output::Stream(sink) => return Ok((sink, None)),
+        Output::File(path) => path,
+        Output::DefaultName => {
+            let name = crate::proc::read::file(pid, "comm")?;
+            let name = String::from_utf8_lossy(&name).trim().replace('/', "_");
+            PathBuf::from(format!("{name}-{pid}.vckpt"))
+        }
+    };
+    let (file, sink) = ImageFile::create(path, force)?;
+    Ok((Box::new(sink), Some(file)))
+}
+
+/// Asks every kind what there is; all problems at once.
+pub(crate) fn observe(frozen: &mut Frozen) -> Result<Records> {
+    let mut problems = Problems::new();
+    let mut records = Records::default();
+    problems.take(freeze::inject(frozen));
+    if problems.is_empty() {
+        for kind in KINDS {
+            let begin = Instant::now();
+            let result = (kind.observe)(frozen, &mut records);
+            problems.take(result.map_err(|error| error.about(Subject::default())));
+            debug!(kind = kind.name, elapsed = ?begin.elapsed(), "observed");
+        }
+    }
+    problems.finish()?;
+    Ok(records)
+}

@@ -1,0 +1,51 @@
+//! Looking at current directories.
+
+use crate::error::{Error, Problems, Result, code};
+use crate::frozen::{Frozen, FrozenProcess};
+use crate::proc::{identity, read};
+use crate::records::Records;
+use vckpt_image_format::record::current_directory::CurrentDirectory;
+use vckpt_image_format::{FileSystemContextId, Text};
+
+/// Gives a record for each process.
+///
+/// # Errors
+/// Directories whose name is gone.
+pub fn observe(frozen: &mut Frozen, records: &mut Records) -> Result<()> {
+    let mut problems = Problems::new();
+    for process in frozen.living() {
+        if let Some(record) = problems.take(context(process)) {
+            records.push(record);
+        }
+    }
+    problems.finish()
+}
+
+fn context(process: &FrozenProcess) -> Result<CurrentDirectory> {
+    let status = read::file(process.pid, "status")?;
+    let umask = identity::field(&status, "Umask").and_then(|text| u32::from_str_radix(text, 8).ok());
+    let Some(umask) = umask else {
+        return Err(Error::new(code::PROC, "the kernel does not tell the umask").about(process.subject()));
+    };
+    Ok(CurrentDirectory {
+        context: FileSystemContextId(process.index),
+        directory: directory(process, "cwd")?,
+        root: directory(process, "root")?,
+        umask,
+    })
+}
+
+/// The path of one of its directories, which must lead there.
+fn directory(process: &FrozenProcess, name: &str) -> Result<Text> {
+    let path: Text = read::link(process.pid, name)?.into();
+    let link = read::path(process.pid, name);
+    let wanted = rustix::fs::stat(&link).map_err(|errno| read::failure(process.pid, name, &errno.into()))?;
+    let found = rustix::fs::stat(path.as_path());
+    if found.is_ok_and(|found| (found.st_dev, found.st_ino) == (wanted.st_dev, wanted.st_ino)) {
+        return Ok(path);
+    }
+    let word = if name == "cwd" { "current directory" } else { "root directory" };
+    Err(Error::new(code::TASK_STATE, format!("the path of the {word} does not lead there"))
+        .about(process.subject().with_path(&path))
+        .hint(format!("the {word} was removed, or something is mounted over it: change to another one")))
+}

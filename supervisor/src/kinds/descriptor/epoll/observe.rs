@@ -1,0 +1,63 @@
+//! Looking at epoll sets.
+
+use crate::error::{Problems, Result, code};
+use crate::kinds::descriptor::opened::{Holder, Opened, Walk};
+use crate::proc::fdinfo::{Detail, EpollLine};
+use crate::records::Records;
+use crate::sys::file::is_epoll_target;
+use std::collections::HashMap;
+use vckpt_image_format::DescriptionId;
+use vckpt_image_format::record::epoll::{Epoll, EpollTarget};
+
+/// Gives a record for each set.
+///
+/// # Errors
+/// Sets that watch something that nobody in the tree has.
+pub fn observe(walk: &Walk<'_>, opened: &[&Opened], records: &mut Records) -> Result<()> {
+    let mut problems = Problems::new();
+    for set in opened {
+        let mut targets = Vec::new();
+        let mut seen: HashMap<u32, u32> = HashMap::new();
+        for line in lines(set) {
+            let offset = seen.entry(line.number).or_default();
+            let description = target(walk, set, line, *offset);
+            *offset += 1;
+            let EpollLine { number, events, data, .. } = *line;
+            targets.extend(
+                problems.take(description).map(|description| EpollTarget { number, description, events, data }),
+            );
+        }
+        targets.sort_by_key(|target| target.number);
+        records.push(Epoll { description: set.description.clone(), targets });
+    }
+    problems.finish()
+}
+
+fn lines(set: &Opened) -> &[EpollLine] {
+    match &set.info.detail {
+        Detail::Epoll(lines) => lines,
+        Detail::None | Detail::Event { .. } | Detail::Signal { .. } | Detail::Timer(_) | Detail::Inotify(_) => &[],
+    }
+}
+
+/// The description that an entry watches: mostly what its number leads to in a process that has the set.
+fn target(walk: &Walk<'_>, set: &Opened, line: &EpollLine, offset: u32) -> Result<DescriptionId> {
+    let is_it = |candidate: &&Opened| {
+        let inode = candidate.status.st_ino;
+        (line.inode == 0 || inode == line.inode)
+            && watches(set.holders[0], candidate.holders[0], line.number, offset)
+    };
+    let number = line.number.cast_signed();
+    let likely = set.holders.iter().filter_map(|holder| walk.find(holder.process, number));
+    if let Some(found) = likely.into_iter().find(is_it).or_else(|| walk.opened.iter().find(is_it)) {
+        return Ok(found.description.id);
+    }
+    Err(set
+        .refuse(code::DESCRIPTOR_KIND, format!("an epoll set watches something that no process has any more (once \
+             descriptor {number})"))
+        .hint("the program closed the descriptor in one process while another still had it: restart it before the dump"))
+}
+
+fn watches(set: Holder, candidate: Holder, number: u32, offset: u32) -> bool {
+    is_epoll_target(candidate.pid, candidate.number, set.pid, set.number, number, offset).unwrap_or(false)
+}

@@ -1,0 +1,84 @@
+//! Looking at files.
+
+use crate::error::{Problems, Result, code};
+use crate::kinds::descriptor::opened::{Opened, Walk};
+use crate::kinds::{nameless_file, segment};
+use crate::records::Records;
+use rustix::fs::{AtFlags, CWD, SealFlags, StatxFlags};
+use std::os::fd::AsFd;
+use vckpt_image_format::record::file::{File, Target};
+use vckpt_image_format::record::shared_segment::Origin;
+use vckpt_image_format::{SegmentId, Text};
+
+/// Gives a record for each file.
+///
+/// # Errors
+/// Directories and devices whose name is gone; files that can't be read.
+pub fn observe(_walk: &Walk<'_>, opened: &[&Opened], records: &mut Records) -> Result<()> {
+    let mut problems = Problems::new();
+    for opened in opened {
+        if let Some(record) = problems.take(file(opened, records)) {
+            records.push(record);
+        }
+    }
+    problems.finish()
+}
+
+fn file(opened: &Opened, records: &mut Records) -> Result<File> {
+    let mut path = opened.link.clone();
+    let target = if is_where_its_path_leads(opened) {
+        named(opened)
+    } else if let Some(name) = memory_file_name(opened) {
+        Target::Segment(memory_file(opened, name, records)?)
+    } else if opened.file_type() == libc::S_IFREG && !opened.is_path_only() {
+        path = nameless_file::old_path(&path);
+        let id = nameless_file::observe::observe_nameless(records, opened.file.as_fd(), &path);
+        Target::Nameless(id.map_err(|error| error.about(opened.subject.clone()))?)
+    } else {
+        return Err(opened
+            .refuse(code::DESCRIPTOR_KIND, "the path of an open directory, device or link is gone")
+            .hint("its name was removed or leads elsewhere: close it before the dump"));
+    };
+    Ok(File { description: opened.description.clone(), path, target, position: opened.info.position })
+}
+
+/// Whether its path leads to it, and to nothing else.
+fn is_where_its_path_leads(opened: &Opened) -> bool {
+    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
+    opened.link.0.starts_with(b"/")
+        && rustix::fs::statat(CWD, opened.link.as_path(), flags)
+            .is_ok_and(|found| (found.st_dev, found.st_ino) == opened.inode())
+}
+
+fn named(opened: &Opened) -> Target {
+    let (major, minor) = opened.device();
+    match opened.file_type() {
+        libc::S_IFREG if !opened.is_path_only() => Target::Regular {
+            size: opened.status.st_size.cast_unsigned(),
+            modified: nameless_file::nanoseconds(opened.status.st_mtime, opened.status.st_mtime_nsec),
+        },
+        libc::S_IFDIR => Target::Directory,
+        libc::S_IFCHR => Target::CharacterDevice { major, minor },
+        file_type => Target::PathOnly { file_type },
+    }
+}
+
+/// The name of a memory file: it has no seals if it is none.
+fn memory_file_name(opened: &Opened) -> Option<Text> {
+    let name = opened.link.0.strip_prefix(b"/memfd:")?;
+    let name = name.strip_suffix(b" (deleted)").unwrap_or(name);
+    rustix::fs::fcntl_get_seals(&opened.file).ok().map(|_| Text::from(name))
+}
+
+fn memory_file(opened: &Opened, name: Text, records: &mut Records) -> Result<SegmentId> {
+    let seals = rustix::fs::fcntl_get_seals(&opened.file).unwrap_or(SealFlags::empty()).bits();
+    let blocks = rustix::fs::statx(&opened.file, c"", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS);
+    if blocks.is_ok_and(|status| status.stx_blksize > 64 * 1024 && opened.status.st_blksize > 4096) {
+        // A memory file of huge pages: its block size is that of its pages.
+        tracing::debug!(link = %opened.link, "memory file of huge pages");
+    }
+    let again = nameless_file::observe::open_to_read(opened.file.as_fd())
+        .map_err(|error| error.about(opened.subject.clone()))?;
+    let size = opened.status.st_size.cast_unsigned();
+    Ok(segment::observe_segment(records, again, opened.inode(), size, Origin::Memfd { name, seals }))
+}

@@ -1,0 +1,107 @@
+//! Opening files again.
+
+use crate::error::{Error, Result, Subject, code};
+use crate::kinds::descriptor::{all, restore};
+use crate::plan::{Action, Plan, Stage};
+use crate::restoring::Restoring;
+use rustix::fs::{SeekFrom, Stat};
+use std::os::fd::{AsFd, OwnedFd};
+use vckpt_image_format::Image;
+use vckpt_image_format::record::file::{File, Target};
+
+/// Adds a step for each file.
+///
+/// # Errors
+/// As [`all`].
+pub fn plan(image: &Image, plan: &mut Plan) -> Result<()> {
+    for file in all::<File>(image)? {
+        plan.action(Stage::Descriptors, OpenFile(file));
+    }
+    Ok(())
+}
+
+/// Opens a file and moves to its position.
+#[derive(Debug)]
+struct OpenFile(File);
+
+impl Action for OpenFile {
+    fn act(&self, restoring: &mut Restoring<'_>) -> Result<()> {
+        let opened = self.open(restoring).map_err(|error| error.about(Subject::path(&self.0.path)))?;
+        if self.0.position != 0 {
+            let moved = rustix::fs::seek(&opened, SeekFrom::Start(self.0.position));
+            let matters = matches!(self.0.target, Target::Regular { .. } | Target::Nameless(_) | Target::Segment(_));
+            if let (Err(errno), true) = (moved, matters) {
+                return Err(self.failed("moving to the position in a file", errno));
+            }
+        }
+        restore::keep(restoring, &self.0.description, opened)
+            .map_err(|error| error.about(Subject::path(&self.0.path)))
+    }
+}
+
+impl OpenFile {
+    fn open(&self, restoring: &Restoring<'_>) -> Result<OwnedFd> {
+        let flags = self.0.description.flags;
+        let made = match self.0.target {
+            Target::Nameless(id) => restoring.nameless_files.get(&id),
+            Target::Segment(id) => restoring.segments.get(&id),
+            Target::Regular { .. }
+            | Target::Directory
+            | Target::CharacterDevice { .. }
+            | Target::PathOnly { .. } => return self.open_by_path(restoring),
+        };
+        let Some(made) = made else {
+            return Err(Error::new(code::INTERNAL, "a file whose content was not made"));
+        };
+        restore::open_again(made.as_fd(), flags & !(libc::O_DIRECTORY.cast_unsigned()))
+            .map_err(|errno| self.failed("opening a file that was made again", errno))
+    }
+
+    fn open_by_path(&self, restoring: &Restoring<'_>) -> Result<OwnedFd> {
+        let path = restoring.path(self.0.path.as_path());
+        let flags = self.0.description.flags;
+        // What stands there must be known before it is opened: opening a FIFO or a device does something.
+        let found = rustix::fs::lstat(&path).map_err(|errno| self.differs("it can't be found").because(errno))?;
+        self.check(&found)?;
+        let opened = restore::open(&path, flags).map_err(|errno| self.failed("opening a file", errno))?;
+        let found = rustix::fs::fstat(&opened).map_err(|errno| self.failed("looking at a file", errno))?;
+        self.check(&found)?;
+        Ok(opened)
+    }
+
+    /// Whether what is found can be what is wanted.
+    fn check(&self, found: &Stat) -> Result<()> {
+        let file_type = found.st_mode & libc::S_IFMT;
+        let device = (rustix::fs::major(found.st_rdev), rustix::fs::minor(found.st_rdev));
+        let size = found.st_size.cast_unsigned();
+        match self.0.target {
+            Target::Regular { .. } if file_type != libc::S_IFREG => Err(self.differs("it is no regular file")),
+            Target::Regular { size: wanted, .. } if size < wanted && !self.is_of_the_kernel() => {
+                Err(self.differs("it is shorter than it was").because(format!("{size} bytes instead of {wanted}")))
+            }
+            Target::Directory if file_type != libc::S_IFDIR => Err(self.differs("it is no directory")),
+            Target::CharacterDevice { major, minor }
+                if file_type != libc::S_IFCHR || device != (major, minor) =>
+            {
+                Err(self.differs("it is another device"))
+            }
+            Target::PathOnly { file_type: wanted } if file_type != wanted => {
+                Err(self.differs("it is of another type"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Files of the kernel have no size that means anything.
+    fn is_of_the_kernel(&self) -> bool {
+        [&b"/proc/"[..], b"/sys/"].iter().any(|prefix| self.0.path.0.starts_with(prefix))
+    }
+
+    fn differs(&self, what: &str) -> Box<Error> {
+        Error::new(code::FILE_DIFFERS, format!("a file that was open is not as it was: {what}"))
+    }
+
+    fn failed(&self, what: &str, errno: rustix::io::Errno) -> Box<Error> {
+        Error::system(code::DESCRIPTOR_RESTORE, what, errno).about(Subject::path(&self.0.path))
+    }
+}

@@ -1,0 +1,157 @@
+//! Sockets of the internet protocols (ip(7), ipv6(7), tcp(7), udp(7)), and netlink(7).
+//!
+//! - **Saved**: TCP sockets that listen, are bound, or nothing yet; UDP sockets, bound or with a fixed peer; netlink
+//!   sockets; their options and backlog.
+//! - **Refused**: established TCP connections, connections that wait to be accepted, raw and other sockets, netlink
+//!   sockets with messages.
+//! - **Not saved**: datagrams that wait, which the protocol may lose (said in the image as a degradation); multicast
+//!   memberships.
+//! - **Kernel**: `TCP_INFO` tells the state, and of a listener the backlog.
+
+pub mod observe;
+pub mod restore;
+
+use super::opened::Opened;
+use super::socket::SOCKET;
+use crate::sys::socket;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::os::fd::AsFd;
+use vckpt_image_format::record::connection::Address;
+
+/// Whether it is a socket of one of these families, and of a type that can be kept.
+#[must_use]
+pub fn claims(opened: &Opened) -> bool {
+    if opened.file_type() != libc::S_IFSOCK {
+        return false;
+    }
+    let option = |name: i32| {
+        socket::number_option(opened.file.as_fd(), SOCKET, name.cast_unsigned()).map_or(-1, u32::cast_signed)
+    };
+    match (option(libc::SO_DOMAIN), option(libc::SO_PROTOCOL)) {
+        (libc::AF_INET | libc::AF_INET6, protocol) => matches!(protocol, libc::IPPROTO_TCP | libc::IPPROTO_UDP),
+        (libc::AF_NETLINK, protocol) => protocol == libc::NETLINK_ROUTE || protocol == libc::NETLINK_KOBJECT_UEVENT,
+        _ => false,
+    }
+}
+
+/// Options that must be set before a socket gets its address.
+const BEFORE_BIND: &[(i32, i32)] = &[
+    (libc::SOL_SOCKET, libc::SO_REUSEPORT),
+    (libc::SOL_SOCKET, libc::SO_BINDTODEVICE),
+    (libc::IPPROTO_IPV6, libc::IPV6_V6ONLY),
+    (libc::IPPROTO_IP, libc::IP_FREEBIND),
+    (libc::IPPROTO_IP, libc::IP_TRANSPARENT),
+    (libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT),
+];
+
+/// Options of the internet protocols.
+const OPTIONS: &[(i32, i32)] = &[
+    (libc::IPPROTO_IP, libc::IP_TOS),
+    (libc::IPPROTO_IP, libc::IP_TTL),
+    (libc::IPPROTO_IP, libc::IP_PKTINFO),
+    (libc::IPPROTO_IP, libc::IP_RECVERR),
+    (libc::IPPROTO_IP, libc::IP_RECVTTL),
+    (libc::IPPROTO_IP, libc::IP_RECVTOS),
+    (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER),
+    (libc::IPPROTO_IP, libc::IP_MULTICAST_TTL),
+    (libc::IPPROTO_IP, libc::IP_MULTICAST_LOOP),
+    (libc::IPPROTO_IPV6, libc::IPV6_UNICAST_HOPS),
+    (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_HOPS),
+    (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_LOOP),
+    (libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO),
+    (libc::IPPROTO_IPV6, libc::IPV6_RECVERR),
+    (libc::IPPROTO_IPV6, libc::IPV6_RECVHOPLIMIT),
+    (libc::IPPROTO_IPV6, libc::IPV6_TCLASS),
+    (libc::IPPROTO_TCP, libc::TCP_NODELAY),
+    (libc::IPPROTO_TCP, libc::TCP_CORK),
+    (libc::IPPROTO_TCP, libc::TCP_KEEPIDLE),
+    (libc::IPPROTO_TCP, libc::TCP_KEEPINTVL),
+    (libc::IPPROTO_TCP, libc::TCP_KEEPCNT),
+    (libc::IPPROTO_TCP, libc::TCP_SYNCNT),
+    (libc::IPPROTO_TCP, libc::TCP_LINGER2),
+    (libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT),
+    (libc::IPPROTO_TCP, libc::TCP_QUICKACK),
+    (libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT),
+    (libc::IPPROTO_TCP, libc::TCP_CONGESTION),
+    (libc::IPPROTO_TCP, libc::TCP_FASTOPEN),
+    (libc::IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT),
+];
+
+/// Options of netlink sockets.
+const NETLINK_OPTIONS: &[(i32, i32)] = &[
+    (libc::SOL_NETLINK, libc::NETLINK_PKTINFO),
+    (libc::SOL_NETLINK, libc::NETLINK_BROADCAST_ERROR),
+    (libc::SOL_NETLINK, libc::NETLINK_NO_ENOBUFS),
+    (libc::SOL_NETLINK, libc::NETLINK_CAP_ACK),
+    (libc::SOL_NETLINK, libc::NETLINK_EXT_ACK),
+    (libc::SOL_NETLINK, libc::NETLINK_GET_STRICT_CHK),
+];
+
+fn half(bytes: &[u8], offset: usize) -> Option<[u8; 2]> {
+    bytes.get(offset..offset + 2)?.try_into().ok()
+}
+
+fn word(bytes: &[u8], offset: usize) -> Option<[u8; 4]> {
+    bytes.get(offset..offset + 4)?.try_into().ok()
+}
+
+/// Reads a `struct sockaddr` of one of the families.
+#[must_use]
+pub fn parse_address(bytes: &[u8]) -> Option<Address> {
+    match i32::from(u16::from_ne_bytes(half(bytes, 0)?)) {
+        libc::AF_INET => {
+            let port = u16::from_be_bytes(half(bytes, 2)?);
+            Some(Address::Internet(SocketAddr::new(IpAddr::V4(Ipv4Addr::from(word(bytes, 4)?)), port)))
+        }
+        libc::AF_INET6 => {
+            let octets: [u8; 16] = bytes.get(8..24)?.try_into().ok()?;
+            let port = u16::from_be_bytes(half(bytes, 2)?);
+            let flow = u32::from_be_bytes(word(bytes, 4)?);
+            let scope = u32::from_ne_bytes(word(bytes, 24)?);
+            Some(Address::Internet(SocketAddr::V6(SocketAddrV6::new(Ipv6Addr::from(octets), port, flow, scope))))
+        }
+        libc::AF_NETLINK => Some(Address::Netlink {
+            port: u32::from_ne_bytes(word(bytes, 4)?),
+            groups: u32::from_ne_bytes(word(bytes, 8)?),
+        }),
+        _ => None,
+    }
+}
+
+/// Writes a `struct sockaddr`.
+#[must_use]
+pub fn format_address(address: &Address) -> Vec<u8> {
+    let family = |family: i32| u16::try_from(family).unwrap_or_default().to_ne_bytes();
+    match address {
+        Address::Internet(SocketAddr::V4(v4)) => {
+            [&family(libc::AF_INET)[..], &v4.port().to_be_bytes(), &v4.ip().octets(), &[0; 8]].concat()
+        }
+        Address::Internet(SocketAddr::V6(v6)) => [
+            &family(libc::AF_INET6)[..],
+            &v6.port().to_be_bytes(),
+            &v6.flowinfo().to_be_bytes(),
+            &v6.ip().octets(),
+            &v6.scope_id().to_ne_bytes(),
+        ]
+        .concat(),
+        Address::Netlink { port, groups } => {
+            [&family(libc::AF_NETLINK)[..], &[0; 2], &port.to_ne_bytes(), &groups.to_ne_bytes()].concat()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_survive() {
+        for text in ["127.0.0.1:80", "[::1]:443", "[fe80::1%3]:5353", "0.0.0.0:0"] {
+            let address = Address::Internet(text.parse().unwrap());
+            assert_eq!(parse_address(&format_address(&address)), Some(address));
+        }
+        let address = Address::Netlink { port: 77, groups: 5 };
+        assert_eq!(parse_address(&format_address(&address)), Some(address));
+        assert_eq!(parse_address(&[2, 0, 0]), None);
+    }
+}

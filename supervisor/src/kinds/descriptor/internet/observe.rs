@@ -1,0 +1,114 @@
+//! Looking at sockets of the internet protocols.
+
+use super::{BEFORE_BIND, NETLINK_OPTIONS, OPTIONS, parse_address};
+use crate::error::{Problems, Result, code};
+use crate::kinds::descriptor::opened::{Opened, Walk};
+use crate::kinds::descriptor::socket::{self as any_socket, SOCKET};
+use crate::records::Records;
+use crate::sys::socket;
+use std::os::fd::AsFd;
+use vckpt_image_format::SocketId;
+use vckpt_image_format::record::connection::{Address, Connection, ConnectionState};
+
+const TCP_CLOSE: u8 = 7;
+const TCP_LISTEN: u8 = 10;
+/// Offsets in `struct tcp_info` of what means, for a listener: connections that wait, how many may.
+const TCP_INFO_WAITING: usize = 24;
+const TCP_INFO_BACKLOG: usize = 28;
+
+/// Gives a record for each socket.
+///
+/// # Errors
+/// All that this kind [refuses](super).
+pub fn observe(_walk: &Walk<'_>, opened: &[&Opened], records: &mut Records) -> Result<()> {
+    let mut problems = Problems::new();
+    for opened in opened {
+        if let Some(record) = problems.take(connection(opened, records)) {
+            records.push(record);
+        }
+    }
+    problems.finish()
+}
+
+fn connection(opened: &Opened, records: &mut Records) -> Result<Connection> {
+    let file = opened.file.as_fd();
+    let failed = |errno| opened.failed("looking at a socket", errno);
+    let option = |name: i32| socket::number_option(file, SOCKET, name.cast_unsigned()).map_err(failed);
+    let (family, socket_type, protocol) =
+        (option(libc::SO_DOMAIN)?, option(libc::SO_TYPE)?, option(libc::SO_PROTOCOL)?);
+    let local = parse_address(&socket::local_address(file).map_err(failed)?);
+    let peer = socket::peer_address(file).ok().and_then(|address| parse_address(&address));
+    let state = match (family.cast_signed(), protocol.cast_signed()) {
+        (libc::AF_NETLINK, _) => netlink_state(opened)?,
+        (_, libc::IPPROTO_TCP) => tcp_state(opened, local, peer)?,
+        _ => datagram_state(opened, peer, records),
+    };
+    let levels = |options: &[(i32, i32)]| -> Vec<(u32, i32)> {
+        options.iter().map(|&(level, name)| (level.cast_unsigned(), name)).collect()
+    };
+    let wanted = match family.cast_signed() {
+        libc::AF_NETLINK => levels(NETLINK_OPTIONS),
+        _ => [levels(&[(libc::SOL_SOCKET, libc::SO_REUSEADDR)]), levels(BEFORE_BIND), levels(OPTIONS)].concat(),
+    };
+    Ok(Connection {
+        id: SocketId(opened.description.id.0),
+        description: opened.description.clone(),
+        inode: opened.status.st_ino,
+        family,
+        socket_type,
+        protocol,
+        local: local.filter(is_bound),
+        state,
+        options: any_socket::options(opened, &wanted)?,
+    })
+}
+
+fn is_bound(address: &Address) -> bool {
+    match address {
+        Address::Internet(address) => address.port() != 0 || !address.ip().is_unspecified(),
+        Address::Netlink { port, groups } => *port != 0 || *groups != 0,
+    }
+}
+
+/// The state of a TCP socket.
+fn tcp_state(opened: &Opened, local: Option<Address>, peer: Option<Address>) -> Result<ConnectionState> {
+    let tcp = libc::IPPROTO_TCP.cast_unsigned();
+    let info = socket::option(opened.file.as_fd(), tcp, libc::TCP_INFO.cast_unsigned())
+        .map_err(|errno| opened.failed("asking for the state of a connection", errno))?;
+    let number = |offset: usize| {
+        let bytes = info.get(offset..offset + 4).and_then(|bytes| bytes.try_into().ok());
+        bytes.map_or(0, u32::from_ne_bytes)
+    };
+    match info.first() {
+        Some(&TCP_CLOSE) => Ok(ConnectionState::Unconnected),
+        Some(&TCP_LISTEN) if number(TCP_INFO_WAITING) > 0 => {
+            let what = format!("{} connections wait to be accepted", number(TCP_INFO_WAITING));
+            Err(opened.refuse(code::SOCKET_STATE, what).hint("try again when the program has accepted them"))
+        }
+        Some(&TCP_LISTEN) => Ok(ConnectionState::Listening { backlog: number(TCP_INFO_BACKLOG) }),
+        _ => {
+            let word = |address: Option<Address>| address.map_or("?".to_owned(), |address| address.to_string());
+            let what = format!("a TCP connection from {} to {}", word(local), word(peer));
+            Err(opened.refuse(code::SOCKET_STATE, what))
+        }
+    }
+}
+
+/// The state of a UDP socket. What waits in it may be lost on the way as well.
+fn datagram_state(opened: &Opened, peer: Option<Address>, records: &mut Records) -> ConnectionState {
+    if rustix::io::ioctl_fionread(&opened.file).is_ok_and(|bytes| bytes > 0) {
+        records.degraded.push(format!("{}: datagrams that wait are not kept", opened.subject));
+    }
+    peer.map_or(ConnectionState::Unconnected, |peer| ConnectionState::FixedPeer { peer })
+}
+
+/// A netlink socket must have nothing to be read.
+fn netlink_state(opened: &Opened) -> Result<ConnectionState> {
+    use rustix::net::RecvFlags;
+    let mut byte = [0_u8; 1];
+    let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+    match rustix::net::recv(&opened.file, byte.as_mut_slice(), flags) {
+        Err(rustix::io::Errno::AGAIN) => Ok(ConnectionState::Unconnected),
+        _ => Err(opened.refuse(code::SOCKET_STATE, "messages of the kernel wait in a netlink socket")),
+    }
+}

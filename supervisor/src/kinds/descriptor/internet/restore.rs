@@ -1,0 +1,103 @@
+//! Making sockets of the internet protocols again.
+
+use super::{BEFORE_BIND, format_address};
+use crate::error::{Error, Result, Subject, code};
+use crate::kinds::descriptor::socket::{self as any_socket, SOCKET};
+use crate::kinds::descriptor::{all, restore};
+use crate::plan::{Action, Plan, Stage};
+use crate::restoring::Restoring;
+use crate::sys::socket;
+use nix::errno::Errno;
+use rustix::net::{AddressFamily, Protocol, SocketFlags, SocketType};
+use std::num::NonZeroU32;
+use std::os::fd::{AsFd, OwnedFd};
+use vckpt_image_format::Image;
+use vckpt_image_format::record::Record;
+use vckpt_image_format::record::connection::{Address, Connection, ConnectionState};
+use vckpt_image_format::record::socket_option::SocketOption;
+
+const SO_REUSEADDR: u32 = libc::SO_REUSEADDR.cast_unsigned();
+
+/// Adds a step for each socket.
+///
+/// # Errors
+/// As [`all`].
+pub fn plan(image: &Image, plan: &mut Plan) -> Result<()> {
+    for connection in all::<Connection>(image)? {
+        plan.action(Stage::Descriptors, MakeSocket(connection));
+    }
+    Ok(())
+}
+
+/// Makes a socket.
+#[derive(Debug)]
+struct MakeSocket(Connection);
+
+impl Action for MakeSocket {
+    fn act(&self, restoring: &mut Restoring<'_>) -> Result<()> {
+        let about = |error: Box<Error>| error.about(Subject::path(self.0.name()));
+        let made = self.make().map_err(about)?;
+        restore::keep(restoring, &self.0.description, made).map_err(about)
+    }
+}
+
+fn failed(what: &str, errno: Errno) -> Box<Error> {
+    match errno {
+        Errno::EADDRINUSE | Errno::EADDRNOTAVAIL => Error::system(code::ADDRESS_TAKEN, what, errno),
+        _ => Error::system(code::DESCRIPTOR_RESTORE, what, errno),
+    }
+}
+
+fn errno(errno: rustix::io::Errno) -> Errno {
+    Errno::from_raw(errno.raw_os_error())
+}
+
+impl MakeSocket {
+    fn make(&self) -> Result<OwnedFd> {
+        let Connection { family, socket_type, protocol, local, state, options, .. } = &self.0;
+        let protocol = NonZeroU32::new(*protocol).map(Protocol::from_raw);
+        let family = AddressFamily::from_raw(u16::try_from(*family).unwrap_or(u16::MAX));
+        let made =
+            rustix::net::socket_with(family, SocketType::from_raw(*socket_type), SocketFlags::CLOEXEC, protocol)
+                .map_err(|error| failed("making a socket", errno(error)))?;
+        let is_early = |option: &&SocketOption| {
+            let key = (option.level.cast_signed(), option.name.cast_signed());
+            BEFORE_BIND.contains(&key)
+        };
+        let early: Vec<SocketOption> = options.iter().filter(is_early).cloned().collect();
+        any_socket::set_options(made.as_fd(), &early)?;
+        if let Some(local) = local {
+            self.bind(&made, local)?;
+        }
+        match state {
+            ConnectionState::Unconnected => {}
+            ConnectionState::Listening { backlog } => {
+                rustix::net::listen(&made, i32::try_from(*backlog).unwrap_or(i32::MAX))
+                    .map_err(|error| failed("listening", errno(error)))?;
+            }
+            ConnectionState::FixedPeer { peer } => {
+                socket::connect(made.as_fd(), &format_address(peer))
+                    .map_err(|errno| failed("setting the peer of a socket", errno))?;
+            }
+        }
+        any_socket::set_options(made.as_fd(), options)?;
+        Ok(made)
+    }
+
+    /// Gives it its address, although connections that have ended may still linger there.
+    fn bind(&self, made: &OwnedFd, local: &Address) -> Result<()> {
+        let is_stream = self.0.socket_type.cast_signed() == libc::SOCK_STREAM;
+        let wanted = self.0.options.iter().find(|option| (option.level, option.name) == (SOCKET, SO_REUSEADDR));
+        let reuse = |value: &[u8]| {
+            socket::set_option(made.as_fd(), SOCKET, SO_REUSEADDR, value)
+                .map_err(|errno| failed("setting SO_REUSEADDR", errno))
+        };
+        if let (false, Some(wanted)) = (is_stream, wanted) {
+            reuse(&wanted.value)?;
+        } else if is_stream {
+            reuse(&1_u32.to_ne_bytes())?;
+        }
+        socket::bind(made.as_fd(), &format_address(local))
+            .map_err(|errno| failed("giving a socket its address", errno))
+    }
+}

@@ -1,0 +1,18 @@
+//! Pipes and FIFOs: see pipe(7) and fifo(7).
+//!
+//! - **Saved**: the ends that are open with their flags, the capacity, and the data that waits, with the borders of
+//!   packets. That one side is closed is kept too: a reader then gets its data and the end of file.
+//! - **Refused**: a pipe whose other end is open outside of the tree, as that of a shell's pipeline.
+//! - **Not seen**: that somebody outside of the tree has the *same* end open.
+//! - **Kernel**: `tee(2)` copies the data without taking it out.
+
+pub mod observe;
+pub mod restore;
+
+use super::opened::Opened;
+
+/// Whether it is a pipe or FIFO.
+#[must_use]
+pub fn claims(opened: &Opened) -> bool {
+    opened.file_type() == libc::S_IFIFO
+}

@@ -1,0 +1,211 @@
+//! What sockets of all families have: options, and messages that wait.
+//!
+//! Options are read with `getsockopt(2)`, and set again where a fresh socket has another value: so what was never
+//! changed is never touched. Options that can only be set, such as multicast memberships and attached programs, are not
+//! saved; an attached filter is refused.
+
+use super::opened::Opened;
+use crate::error::{Error, Result, code};
+use crate::sys::socket;
+use nix::errno::Errno;
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
+use std::io::IoSliceMut;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd};
+use vckpt_image_format::Text;
+use vckpt_image_format::record::data_queued::Message;
+use vckpt_image_format::record::socket_option::SocketOption;
+
+/// `SOL_SOCKET`.
+pub const SOCKET: u32 = libc::SOL_SOCKET.cast_unsigned();
+const SO_PEEK_OFF: u32 = libc::SO_PEEK_OFF.cast_unsigned();
+const SO_SNDBUF: u32 = libc::SO_SNDBUF.cast_unsigned();
+const SO_RCVBUF: u32 = libc::SO_RCVBUF.cast_unsigned();
+const SO_SNDBUFFORCE: u32 = 32;
+const SO_RCVBUFFORCE: u32 = 33;
+const SO_GET_FILTER: u32 = 26;
+/// Which sizes of buffers were set: 1 sending, 2 receiving (kernel 5.14).
+const SO_BUF_LOCK: u32 = 72;
+
+/// Options of every socket.
+pub const GENERAL: &[(u32, i32)] = &[
+    (SOCKET, libc::SO_KEEPALIVE),
+    (SOCKET, libc::SO_BROADCAST),
+    (SOCKET, libc::SO_DONTROUTE),
+    (SOCKET, libc::SO_LINGER),
+    (SOCKET, libc::SO_OOBINLINE),
+    (SOCKET, libc::SO_PASSCRED),
+    (SOCKET, libc::SO_PASSSEC),
+    (SOCKET, libc::SO_RCVLOWAT),
+    (SOCKET, libc::SO_RCVTIMEO),
+    (SOCKET, libc::SO_SNDTIMEO),
+    (SOCKET, libc::SO_PRIORITY),
+    (SOCKET, libc::SO_MARK),
+    (SOCKET, libc::SO_NO_CHECK),
+    (SOCKET, libc::SO_TIMESTAMP),
+    (SOCKET, libc::SO_TIMESTAMPNS),
+    (SOCKET, libc::SO_TIMESTAMPING),
+    (SOCKET, libc::SO_BUSY_POLL),
+];
+
+/// The options of a list that it has; those that its family does not know are left out.
+///
+/// # Errors
+/// [`code::DESCRIPTOR_KIND`] if a filter is attached to it.
+pub fn options(opened: &Opened, wanted: &[(u32, i32)]) -> Result<Vec<SocketOption>> {
+    let file = opened.file.as_fd();
+    if filter_length(file) > 0 {
+        return Err(opened.refuse(code::DESCRIPTOR_KIND, "a socket with a packet filter attached"));
+    }
+    let mut options = Vec::new();
+    for &(level, name) in GENERAL.iter().chain(wanted) {
+        let name = name.cast_unsigned();
+        if let Ok(value) = socket::option(file, level, name) {
+            options.push(SocketOption { level, name, value });
+        }
+    }
+    let locked = socket::number_option(file, SOCKET, SO_BUF_LOCK).unwrap_or_default();
+    for (bit, name) in [(1, SO_SNDBUF), (2, SO_RCVBUF)] {
+        if locked & bit != 0
+            && let Ok(value) = socket::option(file, SOCKET, name)
+        {
+            options.push(SocketOption { level: SOCKET, name, value });
+        }
+    }
+    Ok(options)
+}
+
+/// Number of instructions of an attached filter. The kernel gives it as the length if asked with none.
+fn filter_length(file: BorrowedFd<'_>) -> usize {
+    match socket::option(file, SOCKET, SO_GET_FILTER) {
+        Ok(instructions) => instructions.len(),
+        // No room for them: there are some.
+        Err(Errno::EINVAL | Errno::EFAULT) => 1,
+        Err(_) => 0,
+    }
+}
+
+/// Sets the options in which a socket differs.
+///
+/// # Errors
+/// [`code::DESCRIPTOR_RESTORE`] with the kernel's reason.
+pub fn set_options(made: BorrowedFd<'_>, options: &[SocketOption]) -> Result<()> {
+    options.iter().try_for_each(|option| set_option(made, option))
+}
+
+fn set_option(made: BorrowedFd<'_>, option: &SocketOption) -> Result<()> {
+    let SocketOption { level, name, value } = option;
+    if socket::option(made, *level, *name).is_ok_and(|has| has == *value) {
+        return Ok(());
+    }
+    let result = match (*level, *name) {
+        (SOCKET, SO_SNDBUF) => set_buffer(made, SO_SNDBUF, SO_SNDBUFFORCE, value),
+        (SOCKET, SO_RCVBUF) => set_buffer(made, SO_RCVBUF, SO_RCVBUFFORCE, value),
+        _ => socket::set_option(made, *level, *name, value),
+    };
+    result.map_err(|errno| {
+        let what = format!("setting option {name} of level {level} of a socket");
+        Error::system(code::DESCRIPTOR_RESTORE, what, errno)
+    })
+}
+
+/// The kernel doubles what it is given, and asks for a right if it is much.
+fn set_buffer(made: BorrowedFd<'_>, name: u32, force: u32, value: &[u8]) -> std::result::Result<(), Errno> {
+    let value = value.try_into().map(u32::from_ne_bytes).map_err(|_| Errno::EINVAL)?;
+    let half = (value / 2).to_ne_bytes();
+    socket::set_option(made, SOCKET, force, &half).or_else(|_| socket::set_option(made, SOCKET, name, &half))
+}
+
+/// Makes room for this many bytes to be sent; what was there before, for [`give_room_back`].
+///
+/// # Errors
+/// What `getsockopt(2)` says.
+pub fn make_room(made: BorrowedFd<'_>, bytes: usize) -> std::result::Result<(Vec<u8>, u32), Errno> {
+    let before = socket::option(made, SOCKET, SO_SNDBUF)?;
+    let locked = socket::number_option(made, SOCKET, SO_BUF_LOCK).unwrap_or_default();
+    let wanted = u32::try_from(bytes.saturating_mul(4)).unwrap_or(u32::MAX / 2).min(1 << 30);
+    set_buffer(made, SO_SNDBUF, SO_SNDBUFFORCE, &wanted.to_ne_bytes())?;
+    Ok((before, locked))
+}
+
+/// Undoes [`make_room`].
+///
+/// # Errors
+/// What `setsockopt(2)` says.
+pub fn give_room_back(made: BorrowedFd<'_>, before: &(Vec<u8>, u32)) -> std::result::Result<(), Errno> {
+    set_buffer(made, SO_SNDBUF, SO_SNDBUFFORCE, &before.0)?;
+    // Kernels before 5.14 have no such option, and keep the buffer as one that was set.
+    socket::set_option(made, SOCKET, SO_BUF_LOCK, &before.1.to_ne_bytes()).or(Ok(()))
+}
+
+/// A copy of the bytes that wait in a stream.
+///
+/// # Errors
+/// Descriptors or credentials among them; a queue that can't be read.
+pub fn waiting_bytes(opened: &Opened, length: usize) -> Result<Vec<Message>> {
+    if length == 0 {
+        return Ok(Vec::new());
+    }
+    match peek(opened, length)? {
+        Some(message) if message.data.len() == length => Ok(vec![message]),
+        _ => Err(opened.refuse(code::SOCKET_STATE, "data of several senders waits in a socket")),
+    }
+}
+
+/// A copy of the messages that wait, without taking them. `ends` says that the end of file follows them.
+///
+/// # Errors
+/// Descriptors or credentials among them; a queue that can't be read.
+pub fn waiting_messages(opened: &Opened, ends: bool) -> Result<Vec<Message>> {
+    let file = opened.file.as_fd();
+    let failed = |errno| opened.failed("looking at what waits in a socket", errno);
+    let before = socket::option(file, SOCKET, SO_PEEK_OFF).map_err(failed)?;
+    socket::set_option(file, SOCKET, SO_PEEK_OFF, &0_i32.to_ne_bytes()).map_err(failed)?;
+    let mut messages = Vec::new();
+    let result = loop {
+        match peek(opened, 0) {
+            Ok(Some(message)) if ends && message.data.is_empty() => break Ok(messages),
+            Ok(Some(message)) => messages.push(message),
+            Ok(None) => break Ok(messages),
+            Err(error) => break Err(error),
+        }
+    };
+    socket::set_option(file, SOCKET, SO_PEEK_OFF, &before).map_err(failed)?;
+    result
+}
+
+/// Room for a datagram of any size that the kernel's own limits allow.
+const LONGEST_MESSAGE: usize = 4 << 20;
+
+/// One message; none if nothing waits. A `length` of 0 stands for a message of any length.
+fn peek(opened: &Opened, length: usize) -> Result<Option<Message>> {
+    let mut data = vec![0; if length == 0 { LONGEST_MESSAGE } else { length }];
+    let mut room = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(253), ScmCredentials(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut room);
+    let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+    let received =
+        rustix::net::recvmsg(&opened.file, &mut [IoSliceMut::new(&mut data)], &mut ancillary, flags);
+    let received = match received {
+        Err(rustix::io::Errno::AGAIN | rustix::io::Errno::NOTCONN) => return Ok(None),
+        other => other.map_err(|errno| opened.failed("looking at what waits in a socket", errno))?,
+    };
+    // Whatever descriptors came along are closed with this.
+    if let Some(message) = ancillary.drain().next() {
+        let word = match message {
+            RecvAncillaryMessage::ScmRights(_) => "descriptors travel in a socket",
+            _ => "credentials travel in a socket",
+        };
+        return Err(opened.refuse(code::SOCKET_STATE, word).hint("dump it when the receiver has taken them"));
+    }
+    if received.flags.contains(rustix::net::ReturnFlags::TRUNC) {
+        return Err(opened.refuse(code::SOCKET_STATE, "a message that is longer than 4 MiB waits in a socket"));
+    }
+    data.truncate(received.bytes);
+    let source = received.address.and_then(|address| rustix::net::SocketAddrUnix::try_from(address).ok());
+    let source = source.and_then(|address| match (address.path_bytes(), address.abstract_name()) {
+        (_, Some(name)) => Some(Text([b"\0", name].concat())),
+        (Some(path), None) if !path.is_empty() => Some(Text::from(path.strip_suffix(b"\0").unwrap_or(path))),
+        _ => None,
+    });
+    Ok(Some(Message { data, source }))
+}

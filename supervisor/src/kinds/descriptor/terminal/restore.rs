@@ -1,0 +1,88 @@
+//! Giving an application the terminal on which it is restored.
+
+use crate::error::{Error, Result, Subject, code};
+use crate::kinds::descriptor::{all, restore};
+use crate::plan::{Action, Plan, Stage};
+use crate::restoring::Restoring;
+use crate::sys::terminal;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use vckpt_image_format::Image;
+use vckpt_image_format::record::terminal::{Modes, Terminal};
+
+/// Adds a step for each terminal.
+///
+/// # Errors
+/// As [`all`].
+pub fn plan(image: &Image, plan: &mut Plan) -> Result<()> {
+    for terminal in all::<Terminal>(image)? {
+        plan.action(Stage::Descriptors, OpenTerminal(terminal));
+    }
+    Ok(())
+}
+
+/// Opens our terminal in the place of the old one.
+#[derive(Debug)]
+struct OpenTerminal(Terminal);
+
+impl Action for OpenTerminal {
+    fn act(&self, restoring: &mut Restoring<'_>) -> Result<()> {
+        let path = own_terminal().ok_or_else(|| {
+            Error::new(code::NO_TERMINAL, "the application uses a terminal, and the restore has none")
+                .about(Subject::path(&self.0.path))
+        })?;
+        let about = |error: Box<Error>| error.about(Subject::path(path.display()));
+        let failed = |errno: rustix::io::Errno| {
+            Error::system(code::DESCRIPTOR_RESTORE, "opening the terminal", errno).about(Subject::path(path.display()))
+        };
+        for opened in &self.0.descriptions {
+            // Without waiting for a line; the flag is set as it was afterwards.
+            let flags = opened.description.flags | libc::O_NONBLOCK.cast_unsigned();
+            let made: OwnedFd = if opened.controlling {
+                restore::open(Path::new("/dev/tty"), flags).or_else(|_| restore::open(&path, flags))
+            } else {
+                restore::open(&path, flags)
+            }
+            .map_err(failed)?;
+            restore::keep(restoring, &opened.description, made).map_err(about)?;
+        }
+        let Some(any) = self.0.descriptions.first() else { return Ok(()) };
+        let Some(any) = restoring.descriptions.get(&any.description.id) else { return Ok(()) };
+        set_modes(any, &self.0.modes).map_err(about)
+    }
+}
+
+/// The path of the terminal on which this program runs.
+fn own_terminal() -> Option<PathBuf> {
+    let standard = [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()];
+    let found = standard.into_iter().find_map(|file| {
+        let name = rustix::termios::ttyname(file, Vec::new()).ok()?;
+        Some(PathBuf::from(std::ffi::OsString::from(String::from_utf8_lossy(name.as_bytes()).into_owned())))
+    });
+    found.or_else(|| {
+        let current = PathBuf::from("/dev/tty");
+        restore::open(&current, libc::O_RDWR.cast_unsigned()).is_ok().then_some(current)
+    })
+}
+
+fn set_modes(opened: &OwnedFd, modes: &Modes) -> Result<()> {
+    let mut characters = [0; 19];
+    for (to, from) in characters.iter_mut().zip(&modes.characters) {
+        *to = *from;
+    }
+    let modes = terminal::Modes {
+        input: modes.input,
+        output: modes.output,
+        control: modes.control,
+        local: modes.local,
+        discipline: modes.discipline,
+        characters,
+        input_speed: modes.speeds.0,
+        output_speed: modes.speeds.1,
+    };
+    if terminal::modes(opened.as_fd()) == Ok(modes) {
+        return Ok(());
+    }
+    terminal::set_modes(opened.as_fd(), &modes)
+        .map_err(|errno| Error::system(code::DESCRIPTOR_RESTORE, "setting the modes of the terminal", errno))
+}

@@ -1,0 +1,63 @@
+//! Unix sockets: see unix(7).
+//!
+//! - **Saved**: type, address with the permissions of its file, connection, what was shut down, options, backlog, and
+//!   the data that waits, message by message.
+//! - **Refused**: a stream whose peer is outside of the tree; connections that wait to be accepted; descriptors or
+//!   credentials in a queue; addresses that are relative paths.
+//! - **Outside of the tree**: a datagram socket that sends to an address there is connected with that address again.
+//! - **Not saved**: `SO_PEERCRED` of the peer: it is that of who restored; the name of a sender outside of the tree
+//!   whose datagram waits.
+//! - **Kernel**: sock_diag(7) tells the peer (`CONFIG_UNIX_DIAG`); `SO_PEEK_OFF` (3.4) reads datagrams without taking
+//!   them.
+
+pub mod observe;
+pub mod restore;
+
+use super::opened::Opened;
+use super::socket::SOCKET;
+use crate::sys::socket;
+use std::os::fd::AsFd;
+
+/// Whether it is a unix socket.
+#[must_use]
+pub fn claims(opened: &Opened) -> bool {
+    opened.file_type() == libc::S_IFSOCK
+        && socket::number_option(opened.file.as_fd(), SOCKET, libc::SO_DOMAIN.cast_unsigned())
+            == Ok(libc::AF_UNIX.cast_unsigned())
+}
+
+/// Offset of the path in `struct sockaddr_un`.
+const PATH: usize = 2;
+
+/// The name in an address: none for a socket without one. A path has no NUL at its end.
+#[must_use]
+pub fn name(address: &[u8]) -> Option<&[u8]> {
+    let name = address.get(PATH..).filter(|name| !name.is_empty())?;
+    if name[0] == 0 {
+        return Some(name);
+    }
+    let end = name.iter().position(|&byte| byte == 0).unwrap_or(name.len());
+    Some(&name[..end])
+}
+
+/// The address with a name.
+#[must_use]
+pub fn address(name: &[u8]) -> Vec<u8> {
+    let family = u16::try_from(libc::AF_UNIX).unwrap_or_default().to_ne_bytes();
+    let end: &[u8] = if name.first().is_some_and(|&byte| byte != 0) && name.len() < 108 { b"\0" } else { b"" };
+    [&family, name, end].concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_survive() {
+        for name_of_it in [&b"/run/x"[..], b"\0abstract", b"\0with\0zero"] {
+            assert_eq!(name(&address(name_of_it)), Some(name_of_it));
+        }
+        assert_eq!(name(&[1, 0]), None);
+        assert_eq!(name(&[]), None);
+    }
+}

@@ -1,0 +1,14 @@
+//! File locks: see fcntl(2) and flock(2).
+//!
+//! - **Saved**: POSIX record locks of a process, locks of open file descriptions (OFD), and those of `flock(2)`, with
+//!   their ranges.
+//! - **Refused**: leases.
+//! - **Not saved**: who waits for a lock: a call that waits is made again after the restore.
+//! - **Kernel**: the `lock:` lines of `/proc/<pid>/fdinfo/<n>` (4.1).
+//!
+//! Locks of descriptions are taken again by this program, which has a copy of each. POSIX locks can only be taken by the
+//! process itself, and are dropped when it closes any descriptor of the file: so they come last, after memory, whose
+//! restoring opens and closes files.
+
+pub mod observe;
+pub mod restore;

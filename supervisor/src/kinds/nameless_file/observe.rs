@@ -1,0 +1,61 @@
+//! Looking at nameless files.
+
+use super::nanoseconds;
+use crate::error::{Error, Result, code};
+use crate::frozen::Frozen;
+use crate::kinds::descriptor::restore::open_again;
+use crate::records::{FileContent, Records};
+use std::os::fd::{BorrowedFd, OwnedFd};
+use vckpt_image_format::record::mmap_memory::PageOwner;
+use vckpt_image_format::record::nameless_file::NamelessFile;
+use vckpt_image_format::{NamelessFileId, Text};
+
+/// Nothing: nameless files are found by what uses them, descriptors and mappings.
+///
+/// # Errors
+/// None.
+#[expect(clippy::unnecessary_wraps, reason = "the signature is that of all kinds")]
+pub fn observe(_frozen: &mut Frozen, _records: &mut Records) -> Result<()> {
+    Ok(())
+}
+
+/// The identity of a nameless file; its record and content are added if it is seen for the first time.
+/// `file` may be any descriptor of it; `path` is the one that it had.
+///
+/// # Errors
+/// [`code::NOT_PERMITTED`] if it can't be opened for reading.
+pub fn observe_nameless(records: &mut Records, file: BorrowedFd<'_>, path: &Text) -> Result<NamelessFileId> {
+    let status = rustix::fs::fstat(file)
+        .map_err(|errno| Error::system(code::PROC, "looking at a file without a name", errno))?;
+    let (id, is_new) = records.nameless_file((status.st_dev, status.st_ino));
+    if !is_new {
+        return Ok(id);
+    }
+    let size = status.st_size.cast_unsigned();
+    let links = u32::try_from(status.st_nlink).unwrap_or(u32::MAX);
+    if links > 0 {
+        records.degraded.push(format!("{path}: has other names elsewhere ({links}); restored as a file of its own"));
+    }
+    records.contents.push(FileContent { owner: PageOwner::NamelessFile(id), file: open_to_read(file)?, size });
+    records.push(NamelessFile {
+        id,
+        path: path.clone(),
+        mode: status.st_mode & 0o7777,
+        user: status.st_uid,
+        group: status.st_gid,
+        size,
+        links,
+        modified: nanoseconds(status.st_mtime, status.st_mtime_nsec),
+    });
+    Ok(id)
+}
+
+/// The same file opened for reading, as a description of its own: a position that can be moved.
+///
+/// # Errors
+/// [`code::NOT_PERMITTED`] if it can't be opened for reading; see open(2).
+pub fn open_to_read(file: BorrowedFd<'_>) -> Result<OwnedFd> {
+    open_again(file, libc::O_RDONLY.cast_unsigned()).map_err(|errno| {
+        Error::system(code::NOT_PERMITTED, "opening a file without a name to copy its content", errno)
+    })
+}

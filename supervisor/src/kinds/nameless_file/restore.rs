@@ -1,0 +1,139 @@
+//! Making nameless files again.
+
+use crate::error::{Error, Result, Subject, code};
+use crate::kinds::descriptor::all;
+use crate::plan::{Action, Plan, Stage};
+use crate::restoring::Restoring;
+use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, Timespec, Timestamps, Uid};
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use vckpt_image_format::Image;
+use vckpt_image_format::record::mmap_memory::{MmapMemory, PageOwner, PageRun, PageSource};
+use vckpt_image_format::record::nameless_file::NamelessFile;
+
+/// Bytes that are copied at once.
+const PORTION: u64 = 1 << 20;
+const PAGE: u64 = 4096;
+
+/// Adds a step for each nameless file.
+///
+/// # Errors
+/// [`code::IMAGE_BAD`], which does not happen with an image that was verified.
+pub fn plan(image: &Image, plan: &mut Plan) -> Result<()> {
+    let files = all::<NamelessFile>(image)?;
+    if files.is_empty() {
+        return Ok(());
+    }
+    let memory = all::<MmapMemory>(image)?;
+    for file in files {
+        let mine = memory.iter().filter(|memory| memory.owner == PageOwner::NamelessFile(file.id));
+        let runs = mine.flat_map(|memory| memory.runs.iter().copied()).collect();
+        plan.action(Stage::SharedObjects, MakeNamelessFile { file, runs });
+    }
+    Ok(())
+}
+
+/// Makes a file without a name, and fills it.
+#[derive(Debug)]
+struct MakeNamelessFile {
+    file: NamelessFile,
+    runs: Vec<PageRun>,
+}
+
+impl Action for MakeNamelessFile {
+    fn act(&self, restoring: &mut Restoring<'_>) -> Result<()> {
+        let made = self.make(restoring).map_err(|error| error.about(Subject::path(&self.file.path)))?;
+        restoring.nameless_files.insert(self.file.id, made);
+        Ok(())
+    }
+}
+
+impl MakeNamelessFile {
+    fn make(&self, restoring: &mut Restoring<'_>) -> Result<OwnedFd> {
+        let path = restoring.path(self.file.path.as_path());
+        let wanted = path.parent().unwrap_or(Path::new("/"));
+        let directory = wanted.ancestors().find(|directory| directory.is_dir()).unwrap_or(Path::new("/"));
+        if directory != wanted {
+            restoring.degraded.push(format!(
+                "{}: its directory is gone; the file was made in {}",
+                self.file.path,
+                directory.display()
+            ));
+        }
+        let made = make_nameless(directory)
+            .map_err(|errno| failed("making a file without a name", errno).about(Subject::path(directory.display())))?;
+        let file = File::from(made);
+        file.set_len(self.file.size).map_err(|error| failed("setting the size of a file", error))?;
+        for run in &self.runs {
+            fill(restoring.image, run, &file, self.file.size)?;
+        }
+        self.dress(&file).map_err(|errno| failed("setting owner, mode and time of a file", errno))?;
+        Ok(file.into())
+    }
+
+    /// Owner, permissions, time: after the content, whose writing changes them.
+    fn dress(&self, file: &File) -> std::result::Result<(), rustix::io::Errno> {
+        let has = rustix::fs::fstat(file)?;
+        let NamelessFile { user, group, mode, modified, .. } = self.file;
+        if (has.st_uid, has.st_gid) != (user, group) {
+            rustix::fs::fchown(file, Some(Uid::from_raw(user)), Some(Gid::from_raw(group)))?;
+        }
+        rustix::fs::fchmod(file, Mode::from_raw_mode(mode))?;
+        let time = Timespec {
+            tv_sec: modified.div_euclid(1_000_000_000),
+            tv_nsec: modified.rem_euclid(1_000_000_000),
+        };
+        rustix::fs::futimens(file, &Timestamps { last_access: time, last_modification: time })
+    }
+}
+
+/// A file without a name in this directory.
+fn make_nameless(directory: &Path) -> std::result::Result<OwnedFd, rustix::io::Errno> {
+    let flags = OFlags::RDWR | OFlags::CLOEXEC;
+    let mode = Mode::RUSR | Mode::WUSR;
+    match rustix::fs::open(directory, flags | OFlags::TMPFILE, mode) {
+        Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::ISDIR | rustix::io::Errno::INVAL) => {}
+        other => return other,
+    }
+    for attempt in 0..100 {
+        let name: PathBuf = directory.join(format!(".vckpt-{}-{attempt}", std::process::id()));
+        match rustix::fs::open(&name, flags | OFlags::CREATE | OFlags::EXCL, mode) {
+            Err(rustix::io::Errno::EXIST) => {}
+            Err(errno) => return Err(errno),
+            Ok(file) => {
+                rustix::fs::unlinkat(CWD, &name, AtFlags::empty())?;
+                return Ok(file);
+            }
+        }
+    }
+    Err(rustix::io::Errno::EXIST)
+}
+
+/// Copies a run of pages from the image; what reaches over the end of the file is left out.
+fn fill(image: &Image, run: &PageRun, file: &File, size: u64) -> Result<()> {
+    let PageSource::Stored { section, page } = run.source else { return Ok(()) };
+    let missing = || Error::new(code::IMAGE_BAD, "a page section that a file needs is missing");
+    let section = image.page_section(section).ok_or_else(missing)?;
+    let source = page.checked_mul(PAGE).and_then(|offset| section.offset.checked_add(offset)).ok_or_else(missing)?;
+    let length = run.count.saturating_mul(PAGE).min(size.saturating_sub(run.address));
+    let mut buffer = vec![0; usize::try_from(length.min(PORTION)).unwrap_or_default()];
+    let mut done = 0;
+    while done < length {
+        let count = usize::try_from((length - done).min(PORTION)).unwrap_or_default();
+        let bytes = &mut buffer[..count];
+        image
+            .file()
+            .read_exact_at(bytes, source + done)
+            .map_err(|error| Error::system(code::IMAGE_BAD, "reading pages from the image", error))?;
+        file.write_all_at(bytes, run.address + done)
+            .map_err(|error| failed("writing the content of a file without a name", error))?;
+        done += count as u64;
+    }
+    Ok(())
+}
+
+fn failed(what: &str, errno: impl Into<std::io::Error>) -> Box<Error> {
+    Error::system(code::DESCRIPTOR_RESTORE, what, errno)
+}

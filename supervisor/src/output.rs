@@ -1,0 +1,104 @@
+//! The file of an image that is being made: it has its name only when it is complete.
+
+use crate::error::{Error, Result, Subject, code};
+use nix::fcntl::{AT_FDCWD, AtFlags};
+use nix::unistd::linkat;
+use std::fs::{self, File, OpenOptions};
+use std::io::ErrorKind;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+/// A file without a name, or with a temporary one where the file system knows no files without a name.
+#[derive(Debug)]
+pub struct ImageFile {
+    path: PathBuf,
+    file: File,
+    temporary: Option<PathBuf>,
+    force: bool,
+}
+
+impl ImageFile {
+    /// Makes the file, readable by its owner only; also gives a second handle to write to.
+    ///
+    /// # Errors
+    /// [`code::IMAGE_EXISTS`] if the name is taken, [`code::IMAGE_WRITE`] with the kernel's reason.
+    pub fn create(path: PathBuf, force: bool) -> Result<(Self, File)> {
+        if !force && path.symlink_metadata().is_ok() {
+            return Err(exists(&path));
+        }
+        let folder = match path.parent() {
+            Some(folder) if !folder.as_os_str().is_empty() => folder.to_path_buf(),
+            _ => PathBuf::from("."),
+        };
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).mode(0o600);
+        let nameless = options.clone().custom_flags(libc::O_TMPFILE).open(&folder);
+        let (file, temporary) = match nameless {
+            Ok(file) => (file, None),
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EISDIR | libc::ENOENT)) => {
+                let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                let temporary = folder.join(format!(".{name}.{}.partial", std::process::id()));
+                let file = options.create_new(true).open(&temporary).map_err(|error| failure(&path, error))?;
+                (file, Some(temporary))
+            }
+            Err(error) => return Err(failure(&path, error)),
+        };
+        let sink = file.try_clone().map_err(|error| failure(&path, error))?;
+        Ok((Self { path, file, temporary, force }, sink))
+    }
+
+    /// The name that it will have.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Gives it its name, when its bytes are safe.
+    ///
+    /// # Errors
+    /// [`code::IMAGE_WRITE`], [`code::IMAGE_EXISTS`].
+    pub fn commit(mut self) -> Result<()> {
+        self.file.sync_data().map_err(|error| failure(&self.path, error))?;
+        let temporary = match self.temporary.take() {
+            Some(temporary) => temporary,
+            None if !self.force => return self.link(&self.path),
+            None => {
+                // A file without a name can't replace another one: it gets a name for a moment.
+                let temporary = self.path.with_extension(format!("{}.partial", std::process::id()));
+                self.link(&temporary)?;
+                temporary
+            }
+        };
+        let result = if self.force { fs::rename(&temporary, &self.path) } else { fs::hard_link(&temporary, &self.path) };
+        if !self.force || result.is_err() {
+            let _ = fs::remove_file(&temporary);
+        }
+        result.map_err(|error| failure(&self.path, error))
+    }
+
+    fn link(&self, to: &Path) -> Result<()> {
+        let from = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+        linkat(AT_FDCWD, from.as_str(), AT_FDCWD, to, AtFlags::AT_SYMLINK_FOLLOW)
+            .map_err(|errno| failure(to, errno.into()))
+    }
+}
+
+impl Drop for ImageFile {
+    fn drop(&mut self) {
+        if let Some(temporary) = &self.temporary {
+            let _ = fs::remove_file(temporary);
+        }
+    }
+}
+
+fn exists(path: &Path) -> Box<Error> {
+    Error::new(code::IMAGE_EXISTS, "there is a file of this name already").about(Subject::path(path.display()))
+}
+
+fn failure(path: &Path, error: std::io::Error) -> Box<Error> {
+    if error.kind() == ErrorKind::AlreadyExists {
+        return exists(path);
+    }
+    Error::system(code::IMAGE_WRITE, "writing the image", error).about(Subject::path(path.display()))
+}

@@ -1,0 +1,87 @@
+//! Where puppets live while they are puppets: addresses and descriptor numbers that no restored process uses; and
+//! whether the process IDs of an image are to be had here.
+
+use crate::error::{Error, Result, code};
+use crate::kinds::memory::plan::maps;
+use crate::stub::puppet::Place;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use std::path::Path;
+use vckpt_image_format::reader::Image;
+use vckpt_image_format::record::descriptor_table::DescriptorTable;
+use vckpt_image_format::record::process::Process;
+use vckpt_parasite::protocol;
+
+/// Finds a place for the puppets of an image, and makes room for as many descriptors as it needs.
+///
+/// # Errors
+/// [`code::INJECT`] if there is none.
+pub fn find(image: &Image) -> Result<Place> {
+    let processes = crate::image::all::<Process>(image)?;
+    let living = || processes.iter().filter_map(|process| process.living.as_ref());
+    let most_threads = living().map(|living| living.threads.len()).max().unwrap_or(1);
+    let mut ranges: Vec<(u64, u64)> =
+        maps(image)?.values().flat_map(|(_, mappings)| mappings).map(|mapping| (mapping.start, mapping.end)).collect();
+    ranges.sort_unstable();
+    // Areas of all threads, room to shelter the kernel's mappings, and a copy of the first area.
+    let length = (protocol::AREA_LENGTH * (6 * (most_threads + 2))) as u64 + (1 << 20);
+    let area = crate::freeze::free_range(ranges.into_iter(), length)
+        .ok_or_else(|| Error::new(code::INJECT, "no addresses are free in all processes of the image"))?;
+    let tables = crate::image::all::<DescriptorTable>(image)?;
+    let highest = tables.iter().flat_map(|table| &table.descriptors).map(|descriptor| descriptor.number).max();
+    let socket = highest.map_or(0, i64::from) + 16;
+    let needed = socket + most_threads as i64 + 16;
+    raise_limit(needed.cast_unsigned())?;
+    let socket = i32::try_from(socket).map_err(|_| Error::new(code::INJECT, "descriptor numbers are too high"))?;
+    Ok(Place { area, socket: socket.max(64) })
+}
+
+/// Lets this program, and the puppets that inherit the limit, have as many descriptors.
+fn raise_limit(needed: u64) -> Result<()> {
+    let failure = |errno| Error::system(code::HOST_FEATURE, "raising the limit of open files", errno);
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).map_err(failure)?;
+    let wanted = needed.max(soft).max(hard.min(1 << 20));
+    if wanted > soft {
+        setrlimit(Resource::RLIMIT_NOFILE, wanted.min(hard), hard).map_err(failure)?;
+    }
+    if needed > hard {
+        return Err(Error::new(code::HOST_FEATURE, "the image needs more open files than the limit allows")
+            .because(format!("{needed} instead of {hard}"))
+            .hint("raise the hard limit with ulimit -Hn"));
+    }
+    Ok(())
+}
+
+/// Whether all process and thread IDs of an image are free here and may be chosen.
+///
+/// # Errors
+/// [`code::IMAGE_BAD`].
+pub fn can_have_same_ids(image: &Image) -> Result<bool> {
+    if !may_choose_ids() {
+        return Ok(false);
+    }
+    let processes = crate::image::all::<Process>(image)?;
+    let ids = processes.iter().flat_map(|process| {
+        let threads = process.living.iter().flat_map(|living| &living.threads);
+        threads.copied().chain([process.id])
+    });
+    let most: u32 = std::fs::read_to_string("/proc/sys/kernel/pid_max")
+        .ok()
+        .and_then(|text| text.trim().parse().ok())
+        .unwrap_or(32768);
+    for id in ids {
+        if id.0 < 2 || id.0 >= most || Path::new(&format!("/proc/{id}")).exists() {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Whether we have `CAP_CHECKPOINT_RESTORE` or `CAP_SYS_ADMIN`.
+fn may_choose_ids() -> bool {
+    const CHECKPOINT_RESTORE: u32 = 40;
+    const SYS_ADMIN: u32 = 21;
+    let Ok(status) = std::fs::read("/proc/self/status") else { return false };
+    let effective = crate::proc::identity::field(&status, "CapEff");
+    let bits = effective.and_then(|text| u64::from_str_radix(text, 16).ok()).unwrap_or(0);
+    bits & (1 << CHECKPOINT_RESTORE | 1 << SYS_ADMIN) != 0
+}
