@@ -24,7 +24,7 @@ const CHUNK: usize = 200;
 /// # Errors
 /// If the image can't be read.
 pub fn plan(image: &Image, plan: &mut Plan) -> Result<()> {
-    steps(&crate::image::all::<Signal>(image)?, &crate::kinds::all::<Alarm>(image)?, plan);
+    steps(&crate::image::all::<Signal>(image)?, &crate::image::all::<Alarm>(image)?, plan);
     Ok(())
 }
 
