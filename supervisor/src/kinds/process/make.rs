@@ -58,9 +58,8 @@ impl Action for MakeProcesses {
             }
         }
         for birth in &self.births {
-            let (Some(status), Some(mut puppet)) = (birth.zombie, restoring.puppets.remove(&birth.id)) else {
-                continue;
-            };
+            let Some(status) = birth.zombie else { continue };
+            let Some(mut puppet) = restoring.puppets.remove(&birth.id) else { continue };
             puppet.end(status)?;
             if let (Some(parent), signal @ 1..) = (birth.parent, birth.exit_signal) {
                 take_signal(restoring, parent, signal)?;
