@@ -138,7 +138,7 @@ impl Timers {
         let now = batch.room(16);
         batch.must("reading a clock", libc::SYS_clock_gettime, [timer.clock.into(), now.into()]);
         let outcome = restoring.run(self.process, &batch)?;
-        let first = time::first_expiry(overrun::clock(&outcome, now), timer.setting, missed);
+        let first = time::first_expiry(time::moment(&outcome, now), timer.setting, missed);
         let mut batch = Batch::new();
         overrun::set_to(&mut batch, timer, first);
         restoring.run(self.process, &batch).map(drop)
