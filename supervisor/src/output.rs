@@ -100,5 +100,6 @@ fn failure(path: &Path, error: std::io::Error) -> Box<Error> {
     if error.kind() == ErrorKind::AlreadyExists {
         return exists(path);
     }
-    Error::system(code::IMAGE_WRITE, "writing the image", error).about(Subject::path(path.display()))
+    let code = if error.kind() == ErrorKind::NotFound { code::IMAGE_MISSING } else { code::IMAGE_WRITE };
+    Error::system(code, "writing the image", error).about(Subject::path(path.display()))
 }

@@ -182,7 +182,9 @@ pub fn restore(request: Request, progress: &mut dyn FnMut(Progress)) -> Result<R
 pub(crate) fn open(source: Source) -> Result<Image> {
     let file = match source {
         Source::File(path) => File::open(&path).map_err(|error| {
-            Error::system(code::IMAGE_OPEN, "opening the image", error).about(Subject::path(path.display()))
+            let missing = error.kind() == io::ErrorKind::NotFound;
+            let code = if missing { code::IMAGE_MISSING } else { code::IMAGE_OPEN };
+            Error::system(code, "opening the image", error).about(Subject::path(path.display()))
         })?,
         Source::Stream(mut stream) => spool(&mut stream)
             .map_err(|error| Error::system(code::IMAGE_OPEN, "keeping the image that comes as a stream", error))?,

@@ -87,6 +87,7 @@ fn main() -> ExitCode {
         return stage::main(&words[1..]);
     }
     harness::process::become_subreaper();
+    harness::process::keep_descriptors_private();
     let mut arguments = Arguments::from_args();
     arguments.test_threads = Some(1);
     let cases = TOPICS.iter().flat_map(|topic| topic.cases.iter().map(|case| (topic.name, case)));

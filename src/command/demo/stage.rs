@@ -54,6 +54,8 @@ impl Stage {
     pub(super) fn open(&self) -> Result<i32> {
         // Orphans of the bakery come to this program, which reaps them: their process IDs are free at once.
         set_child_subreaper(true).map_err(io::Error::from)?;
+        // What this program inherited is none of the bakery's business.
+        vckpt_supervisor::sys::process::keep_descriptors_private().map_err(io::Error::from)?;
         let child = Command::new(std::env::current_exe()?)
             .arg0("vckpt")
             .args(["bakery", "master"])

@@ -125,6 +125,8 @@ codes! {
     IMAGE_NEWER = "VC-IMG-003", Image, "use the version of vckpt that wrote it, or a newer one";
     /// The image can't be written.
     IMAGE_WRITE = "VC-IMG-004", Transfer, "check the free space and the permissions of the directory";
+    /// There is no such image, or no such folder for one.
+    IMAGE_MISSING = "VC-IMG-006", Usage, "check the path";
     /// The image's name is taken.
-    IMAGE_EXISTS = "VC-IMG-005", Transfer, "choose another name with -o, or remove the file first";
+    IMAGE_EXISTS = "VC-IMG-005", Usage, "choose another name with -o, or remove the file first";
 }

@@ -7,7 +7,8 @@ use crate::proc::{identity, maps, read, stat};
 use crate::stub::agent::Agent;
 use crate::sys::process::{self, Compare};
 use std::collections::BTreeMap;
-use std::fs::OpenOptions;
+use std::fs::File;
+use std::path::PathBuf;
 use vckpt_image_format::TaskId;
 use vckpt_image_format::record::process_status::State;
 
@@ -114,11 +115,10 @@ fn describe(index: u32, pid: i32, agents: Vec<Agent>, stop_signal: Option<i32>) 
     } else {
         maps::parse(&read::file(pid, "smaps")?).map_err(|line| unknown("smaps").because(line))?
     };
-    let memory = OpenOptions::new()
-        .read(true)
-        .write(!agents.is_empty())
-        .open(read::path(pid, "mem"))
-        .map_err(|error| read::failure(pid, "mem", &error))?;
+    // What has ended has no memory any more.
+    let memory = if agents.is_empty() { PathBuf::from("/dev/null") } else { read::path(pid, "mem") };
+    let memory = File::options().read(true).write(true).open(memory);
+    let memory = memory.map_err(|error| read::failure(pid, "mem", &error))?;
     let mut threads = Vec::with_capacity(agents.len());
     for agent in agents {
         let tid = agent.tid();

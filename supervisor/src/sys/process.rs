@@ -249,6 +249,16 @@ fn raise_ambient() {
     }
 }
 
+/// Keeps every descriptor from 3 on, whoever opened it, from programs that this one starts.
+///
+/// # Errors
+/// See close_range(2).
+pub fn keep_descriptors_private() -> Result<()> {
+    // SAFETY: plain numbers; nothing is closed.
+    let result = unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+    Errno::result(result).map(drop)
+}
+
 /// Sends a signal to a process through its descriptor.
 ///
 /// # Errors

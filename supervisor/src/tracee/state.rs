@@ -263,17 +263,24 @@ impl Drop for Stopped {
 }
 
 impl Running {
-    /// Waits for the entry or exit of a system call, and for nothing else.
+    /// Waits for the entry or exit of a system call. Stops that were asked for before, of which a process that is
+    /// stopped by a signal has several, are passed over.
     ///
     /// # Errors
     /// [`code::TARGET_DIED`], [`code::PTRACE`].
     pub fn expect_call(self, deadline: Instant) -> Result<Stopped> {
-        let tid = self.tid;
-        match self.wait(deadline)? {
-            Stop::Call(stopped) => Ok(stopped),
-            Stop::Ended(_) => Err(died(tid)),
-            other => Err(Error::new(code::PTRACE, "the task did not stop at a system call")
-                .because(format!("{other:?}"))),
+        let mut running = self;
+        loop {
+            let tid = running.tid;
+            running = match running.wait(deadline)? {
+                Stop::Call(stopped) => return Ok(stopped),
+                Stop::Ended(_) => return Err(died(tid)),
+                Stop::Interrupted(stopped, _) => stopped.resume_to_call()?,
+                other @ (Stop::Event(..) | Stop::Signal(..)) => {
+                    return Err(Error::new(code::PTRACE, "the task did not stop at a system call")
+                        .because(format!("{other:?}")));
+                }
+            };
         }
     }
 

@@ -19,6 +19,13 @@ pub(crate) fn become_subreaper() {
     assert_eq!(result, 0, "PR_SET_CHILD_SUBREAPER");
 }
 
+/// Keeps what whoever started us left open from the programs that we start.
+pub(crate) fn keep_descriptors_private() {
+    // SAFETY: the call takes plain integers and closes nothing.
+    let result = unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+    assert_eq!(result, 0, "close_range");
+}
+
 /// Starts a command and returns its PID; its end is found by [`wait_exit`].
 pub(crate) fn spawn(command: &mut Command) -> Outcome<i32> {
     let child = command.spawn().map_err(|error| {
