@@ -7,7 +7,7 @@ use super::batch::{Batch, Outcome};
 use super::channel::Channel;
 use crate::error::{Error, Result, Subject, code};
 use crate::sys::process::{self, CloneArguments, Start};
-use crate::tracee::{Running, Stopped};
+use crate::tracee::{Running, Stop, Stopped};
 use nix::errno::Errno;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
@@ -176,14 +176,12 @@ impl Puppet {
     /// # Errors
     /// As [`Puppet::run`].
     pub fn receive(&mut self, batch: &Batch) -> Result<Outcome> {
-        let tid = self.tid;
-        let outcome = self
-            .channel()?
-            .receive(batch, || match crate::proc::read::file(tid, "stat") {
-                Ok(_) => Ok(()),
-                Err(error) => Err(error),
-            })
-            .map_err(|error| error.about(self.subject()))?;
+        let subject = self.subject();
+        let Some(channel) = &self.channel else {
+            return Err(Error::new(code::INTERNAL, "an answer from a puppet that does not listen").about(subject));
+        };
+        let state = &mut self.state;
+        let outcome = channel.receive(batch, || look(state)).map_err(|error| error.about(subject))?;
         outcome.check(batch, &self.subject())?;
         Ok(outcome)
     }
@@ -429,8 +427,31 @@ impl Puppet {
     }
 }
 
+/// Fails if a puppet has ended or was hit by something that it can't survive.
+fn look(state: &mut State) -> Result<()> {
+    let State::Running(running) = std::mem::replace(state, State::Gone) else { return Ok(()) };
+    match running.poll()? {
+        Err(running) => {
+            *state = State::Running(running);
+            Ok(())
+        }
+        Ok(Stop::Ended(status)) => {
+            Err(Error::new(code::TARGET_DIED, "a puppet ended").because(format!("wait status {status:#x}")))
+        }
+        Ok(Stop::Interrupted(stopped, _) | Stop::Event(stopped, _) | Stop::Call(stopped)) => {
+            *state = State::Running(stopped.resume(0)?);
+            Ok(())
+        }
+        Ok(Stop::Signal(stopped, signal)) => {
+            let registers = stopped.registers()?;
+            let why = format!("signal {signal} at {:#x}", registers.rip);
+            *state = State::Stopped(stopped);
+            Err(Error::new(code::STUB_SILENT, "a puppet was hit by a signal").because(why))
+        }
+    }
+}
+
 fn wait_for_end(running: Running) -> Result<()> {
-    use crate::tracee::Stop;
     let mut running = running;
     loop {
         running = match running.wait(Instant::now() + PATIENCE)? {

@@ -79,14 +79,15 @@ pub fn build(restoring: &mut Restoring<'_>, plan: &MemoryPlan) -> Result<()> {
 /// Unmaps everything that is not needed, and moves the kernel's own mappings.
 fn clear(restoring: &mut Restoring<'_>, plan: &MemoryPlan) -> Result<()> {
     let puppet = restoring.puppet(plan.process)?;
-    let area = (puppet.area, puppet.area + protocol::AREA_LENGTH as u64);
+    // The puppets of the other threads are there already.
+    let area = (puppet.area, puppet.area + (protocol::AREA_LENGTH * plan.threads) as u64);
     let there = maps::parse(&read::file(puppet.tid, "maps")?)
         .map_err(|line| Error::new(code::PROC, "the kernel's text is not understood").because(line))?;
     let wanted: Vec<&Mapping> = plan.mappings.iter().filter(|mapping| is_movable(mapping)).collect();
     let own: Vec<&MapLine> = there.iter().filter(|line| is_movable_line(&line.name)).collect();
     let moves = moves(&wanted, &own)?;
     // First out of everybody's way, then to the place where each belongs.
-    let shelter = area.1 + 4 * protocol::AREA_LENGTH as u64 * (plan.threads as u64 + 1);
+    let shelter = area.1 + 4 * protocol::AREA_LENGTH as u64;
     let mut batch = Batch::new();
     let mut keep = plan.kept.clone();
     keep.push(area);
