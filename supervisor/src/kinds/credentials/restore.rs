@@ -74,7 +74,8 @@ fn tell_hidden_groups(restoring: &mut Restoring<'_>, leader: &ThreadCredentials)
     let hidden: Vec<&u32> = leader.groups.iter().filter(is_hidden).collect();
     if !hidden.is_empty() {
         let process = leader.thread;
-        let line = format!("process {process}: its groups {hidden:?} still count, but look like others to it");
+        let line =
+            format!("process {process}: its groups {hidden:?} still count, but look like others to it");
         restoring.degraded.push(line);
     }
     Ok(())
