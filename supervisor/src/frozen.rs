@@ -130,7 +130,8 @@ pub fn run_in_all(threads: &mut [FrozenThread], batch: &Batch) -> Result<Vec<Out
         thread.agent.send(batch)?;
     }
     // All answers are taken, also behind a bad one.
-    let outcomes: Vec<Result<Outcome>> = threads.iter_mut().map(|thread| thread.agent.receive(batch)).collect();
+    let outcomes: Vec<Result<Outcome>> =
+        threads.iter_mut().map(|thread| thread.agent.receive(batch)).collect();
     outcomes.into_iter().collect()
 }
 

@@ -3,6 +3,7 @@
 //! The parsers refuse what they do not know: a checkpoint must not lose what it can't name.
 
 pub mod fdinfo;
+pub mod id_map;
 pub mod identity;
 pub mod locks;
 pub mod maps;

@@ -122,6 +122,7 @@ impl Clock {
 #[derive(Debug)]
 pub struct Questions {
     interval_timers: [Data; 3],
+    tick: Data,
     timers: Vec<(Data, CallIndex)>,
 }
 
@@ -137,13 +138,16 @@ impl Questions {
             );
             setting
         });
+        let tick = batch.room(16);
+        let coarse = Argument::from(libc::CLOCK_MONOTONIC_COARSE);
+        batch.must("reading the length of a tick", libc::SYS_clock_getres, [coarse, tick.into()]);
         let timers = timers.iter().map(|timer| {
             let setting = batch.room(time::LENGTH);
             let id = Argument::from(timer.listed.id);
             batch.must("reading a timer", libc::SYS_timer_gettime, [id, setting.into()]);
             (setting, batch.must("reading the overrun of a timer", libc::SYS_timer_getoverrun, [id]))
         });
-        Self { timers: timers.collect(), interval_timers }
+        Self { timers: timers.collect(), interval_timers, tick }
     }
 
     /// The answers.
@@ -159,9 +163,16 @@ impl Questions {
             overrun: outcome.get(*overrun).ok().and_then(|count| u32::try_from(count).ok()).unwrap_or(0),
             waiting: None,
         };
+        let [real, virtual_time, profiling] =
+            self.interval_timers.map(|setting| time::interval_timer(outcome, setting));
+        let tick = time::moment(outcome, self.tick) / time::MICROSECOND;
         Alarm {
             process,
-            interval_timers: self.interval_timers.map(|setting| time::interval_timer(outcome, setting)),
+            interval_timers: [
+                real,
+                time::without_tick(virtual_time, tick),
+                time::without_tick(profiling, tick),
+            ],
             timers: timers.iter().zip(&self.timers).map(answer).collect(),
         }
     }

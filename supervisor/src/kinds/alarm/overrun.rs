@@ -10,7 +10,7 @@ use crate::error::Result;
 use crate::frozen::FrozenProcess;
 use crate::kinds::signal::observe::SET_LENGTH;
 use crate::kinds::signal::waiting::{SI_TIMER, Settled, bit};
-use crate::stub::batch::{Argument, Batch, CallIndex, Data, Outcome};
+use crate::stub::batch::{Argument, Batch, CallIndex, Data};
 use vckpt_image_format::record::alarm::{Alarm, Notify, Timer};
 use vckpt_image_format::record::signal::{Pending, SIGINFO_LENGTH};
 
@@ -58,7 +58,7 @@ fn measure_one(process: &mut FrozenProcess, timer: &mut Timer) -> Result<()> {
     if outcome.get(copied).is_ok() {
         take(&mut batch, timer.signal, 0);
     }
-    let first = time::first_expiry(clock(&outcome, now), timer.setting, missed);
+    let first = time::first_expiry(time::moment(&outcome, now), timer.setting, missed);
     set_to(&mut batch, timer, first);
     receiver.run(&batch).map(drop)
 }
@@ -82,11 +82,6 @@ fn queue_copy(batch: &mut Batch, timer: &Timer, information: Data) -> CallIndex 
         return batch.call(label, libc::SYS_rt_tgsigqueueinfo, arguments);
     }
     batch.call(label, libc::SYS_rt_sigqueueinfo, [process.into(), signal, information.into()])
-}
-
-/// The time that `clock_gettime` gave, in nanoseconds.
-pub(super) fn clock(outcome: &Outcome, data: Data) -> u64 {
-    outcome.word(data, 0).saturating_mul(time::SECOND).saturating_add(outcome.word(data, 1))
 }
 
 /// Sets a timer to a moment of its clock.

@@ -25,9 +25,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 pub fn plan(image: &Image, plan: &mut Plan) -> Result<()> {
     let signals: Vec<Signal> = crate::image::all(image)?;
     for alarm in crate::image::all::<Alarm>(image)? {
-        let waiting =
-            signals.iter().find(|signal| signal.process == alarm.process).map_or(0, waiting_for_process);
-        steps(alarm, waiting, plan);
+        let signal = signals.iter().find(|signal| signal.process == alarm.process);
+        steps(alarm, signal.map_or(0, waiting_for_process), plan);
     }
     Ok(())
 }
@@ -139,7 +138,7 @@ impl Timers {
         let now = batch.room(16);
         batch.must("reading a clock", libc::SYS_clock_gettime, [timer.clock.into(), now.into()]);
         let outcome = restoring.run(self.process, &batch)?;
-        let first = time::first_expiry(overrun::clock(&outcome, now), timer.setting, missed);
+        let first = time::first_expiry(time::moment(&outcome, now), timer.setting, missed);
         let mut batch = Batch::new();
         overrun::set_to(&mut batch, timer, first);
         restoring.run(self.process, &batch).map(drop)

@@ -5,6 +5,8 @@ use vckpt_image_format::record::alarm::Setting;
 
 /// Nanoseconds of a second.
 pub(super) const SECOND: u64 = 1_000_000_000;
+/// Nanoseconds of a microsecond.
+pub(super) const MICROSECOND: u64 = 1000;
 /// Microseconds of a second.
 const MILLION: u64 = 1_000_000;
 /// Size of `struct itimerval` and `struct itimerspec`.
@@ -41,6 +43,20 @@ fn words(setting: Setting, unit: u64) -> [u64; 4] {
     [interval / unit, interval % unit, remaining / unit, remaining % unit]
 }
 
+/// A timer of processor time as it must be set: the kernel adds a tick to what it is told, and so has told us too much.
+pub(super) fn without_tick(setting: Setting, tick: u64) -> Setting {
+    let remaining = match setting.remaining {
+        0 => 0,
+        remaining => remaining.saturating_sub(tick).max(1),
+    };
+    Setting { remaining, ..setting }
+}
+
+/// A `struct timespec`, in nanoseconds.
+pub(super) fn moment(outcome: &Outcome, data: Data) -> u64 {
+    outcome.word(data, 0).saturating_mul(SECOND).saturating_add(outcome.word(data, 1))
+}
+
 /// The moment at which a timer expired first, of which `missed` expiries were missed since and the next comes in
 /// `setting.remaining`: set to this moment, it is at once where it was. Never 0, which would stop it.
 pub(super) fn first_expiry(now: u64, setting: Setting, missed: u32) -> u64 {
@@ -72,6 +88,12 @@ mod tests {
     fn a_moment_before_the_clock_began_is_its_beginning() {
         assert_eq!(first_expiry(50, Setting { remaining: 10, interval: 100 }, 9), 1);
         assert_eq!(first_expiry(50, Setting { remaining: 0, interval: 0 }, 0), 50);
+    }
+
+    #[test]
+    fn a_tick_is_taken_off_what_runs() {
+        let of = |remaining| without_tick(Setting { remaining, interval: 7 }, 4000).remaining;
+        assert_eq!([of(0), of(1), of(4000), of(9000)], [0, 1, 1, 5000]);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use super::change::{self, Change, Lacking, members};
 use super::credentials;
 use crate::error::{Error, Problems, Result, Subject, code};
 use crate::plan::{Action, Plan, Stage};
-use crate::proc::{read, status};
+use crate::proc::{id_map, read, status};
 use crate::restoring::Restoring;
 use crate::stub::batch::{Argument, Batch};
 use vckpt_image_format::reader::Image;
@@ -31,7 +31,11 @@ impl Action for SetCredentials {
         for wanted in &self.0.threads {
             problems.take(set(restoring, wanted));
         }
-        problems.finish()
+        problems.finish()?;
+        match self.0.threads.first() {
+            Some(leader) => tell_hidden_groups(restoring, leader),
+            None => Ok(()),
+        }
     }
 }
 
@@ -58,6 +62,23 @@ fn set(restoring: &mut Restoring<'_>, wanted: &ThreadCredentials) -> Result<()> 
         .run(wanted.thread, &batch)
         .map_err(|error| explain(error, &has, wanted, &changes).about(subject.clone()))?;
     verify(restoring, wanted, lacking).map_err(|error| error.about(subject))
+}
+
+/// In a user namespace that does not know a group, the process has its rights but is not told its number.
+fn tell_hidden_groups(restoring: &mut Restoring<'_>, leader: &ThreadCredentials) -> Result<()> {
+    if leader.groups.is_empty() {
+        return Ok(());
+    }
+    let map = id_map::parse(&read::file(restoring.system_id(leader.thread)?, "gid_map")?)?;
+    let is_hidden = |group: &&u32| id_map::inside(&map, **group) != Some(**group);
+    let hidden: Vec<&u32> = leader.groups.iter().filter(is_hidden).collect();
+    if !hidden.is_empty() {
+        let process = leader.thread;
+        let line =
+            format!("process {process}: its groups {hidden:?} still count, but look like others to it");
+        restoring.degraded.push(line);
+    }
+    Ok(())
 }
 
 /// The credentials that a puppet has.

@@ -24,14 +24,14 @@ const CHUNK: usize = 200;
 /// # Errors
 /// If the image can't be read.
 pub fn plan(image: &Image, plan: &mut Plan) -> Result<()> {
-    let signals: Vec<Signal> = crate::image::all(image)?;
-    for signal in &signals {
-        plan.batch(
-            Stage::TaskState,
-            signal.process,
-            "actions of signals",
-            actions(&signal.actions, 1..=SIGNAL_COUNT),
-        );
+    steps(&crate::image::all::<Signal>(image)?, &crate::image::all::<Alarm>(image)?, plan);
+    Ok(())
+}
+
+fn steps(signals: &[Signal], alarms: &[Alarm], plan: &mut Plan) {
+    for signal in signals {
+        let batch = actions(&signal.actions, 1..=SIGNAL_COUNT);
+        plan.batch(Stage::TaskState, signal.process, "actions of signals", batch);
         for thread in &signal.threads {
             if let Some(stack) = thread.alternate_stack {
                 plan.batch(Stage::TaskState, thread.thread, "alternate stack", set_stack(stack));
@@ -39,7 +39,7 @@ pub fn plan(image: &Image, plan: &mut Plan) -> Result<()> {
         }
     }
     let child = libc::SIGCHLD.cast_unsigned();
-    for signal in &signals {
+    for signal in signals {
         plan.batch(
             Stage::Timers,
             signal.process,
@@ -48,12 +48,10 @@ pub fn plan(image: &Image, plan: &mut Plan) -> Result<()> {
         );
     }
     plan.action(Stage::Timers, Barrier);
-    let alarms: Vec<Alarm> = crate::image::all(image)?;
-    for signal in &signals {
+    for signal in signals {
         let alarm = alarms.iter().find(|alarm| alarm.process == signal.process);
         queue_signals(signal, &alarm.map(alarm::restore::sent_by_timer).unwrap_or_default(), plan);
     }
-    Ok(())
 }
 
 /// Forgets the signals of this range that wait, and sets their actions: also the default ones, since puppets inherit
