@@ -32,8 +32,10 @@ pub struct CheckReport {
 /// If it can't be looked at, such as [`code::NO_PROCESS`] or [`code::NOT_PERMITTED`].
 pub fn check_process(pid: i32) -> Result<CheckReport> {
     let command = crate::proc::read::file(pid, "comm").unwrap_or_default();
-    let mut report =
-        CheckReport { command: String::from_utf8_lossy(&command).trim().to_owned(), ..CheckReport::default() };
+    let mut report = CheckReport {
+        command: String::from_utf8_lossy(&command).trim().to_owned(),
+        ..CheckReport::default()
+    };
     let mut frozen = match freeze::freeze(pid, PATIENCE) {
         Ok(frozen) => frozen,
         Err(error) if is_refusal(&error) => return Ok(CheckReport { problems: separate(error), ..report }),

@@ -26,7 +26,9 @@ pub fn one<R: Record>(image: &Image) -> Result<R> {
 pub fn failure(error: FormatError) -> Box<Error> {
     match error {
         FormatError::Io(error) => Error::system(code::IMAGE_OPEN, "reading the image", error),
-        FormatError::NewerFormat { .. } | FormatError::UnknownKind { .. } | FormatError::NewerRecord { .. } => {
+        FormatError::NewerFormat { .. }
+        | FormatError::UnknownKind { .. }
+        | FormatError::NewerRecord { .. } => {
             Error::new(code::IMAGE_NEWER, "the image was written by a newer version").because(error)
         }
         other => Error::new(code::IMAGE_BAD, "this is no image that can be used").because(other),

@@ -20,7 +20,8 @@ pub fn start_init(place: Place) -> Result<(Puppet, Vec<String>)> {
     let user = if ordinary { libc::CLONE_NEWUSER } else { 0 };
     let flags = (libc::CLONE_NEWPID | libc::CLONE_NEWNS | user).cast_unsigned();
     let mut init = Puppet::start(TaskId(1), u64::from(flags), &[], place).map_err(|error| {
-        Error::new(code::HOST_FEATURE, "making a PID namespace").because(error.why.as_deref().unwrap_or("refused"))
+        Error::new(code::HOST_FEATURE, "making a PID namespace")
+            .because(error.why.as_deref().unwrap_or("refused"))
     })?;
     if ordinary {
         map_ids(init.tid, geteuid(), getegid())?;
@@ -37,7 +38,10 @@ pub fn start_init(place: Place) -> Result<(Puppet, Vec<String>)> {
     let outcome = init.run(&batch)?;
     let degraded = match outcome.get(mount) {
         Ok(_) => Vec::new(),
-        Err(errno) => vec![format!("/proc shows the processes of the host: mounting a new one failed ({})", errno.desc())],
+        Err(errno) => vec![format!(
+            "/proc shows the processes of the host: mounting a new one failed ({})",
+            errno.desc()
+        )],
     };
     Ok((init, degraded))
 }
@@ -45,8 +49,9 @@ pub fn start_init(place: Place) -> Result<(Puppet, Vec<String>)> {
 /// Maps the own user and group into a new user namespace: all that an ordinary user may.
 fn map_ids(pid: i32, user: Uid, group: Gid) -> Result<()> {
     let write = |name: &str, text: String| {
-        fs::write(crate::proc::read::path(pid, name), text)
-            .map_err(|error| Error::system(code::PRIVILEGE, format!("writing {name} of a user namespace"), error))
+        fs::write(crate::proc::read::path(pid, name), text).map_err(|error| {
+            Error::system(code::PRIVILEGE, format!("writing {name} of a user namespace"), error)
+        })
     };
     write("setgroups", "deny".to_owned())?;
     write("uid_map", format!("{user} {user} 1"))?;

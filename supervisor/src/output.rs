@@ -36,10 +36,13 @@ impl ImageFile {
         let nameless = options.clone().custom_flags(libc::O_TMPFILE).open(&folder);
         let (file, temporary) = match nameless {
             Ok(file) => (file, None),
-            Err(error) if matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EISDIR | libc::ENOENT)) => {
+            Err(error)
+                if matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EISDIR | libc::ENOENT)) =>
+            {
                 let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
                 let temporary = folder.join(format!(".{name}.{}.partial", std::process::id()));
-                let file = options.create_new(true).open(&temporary).map_err(|error| failure(&path, error))?;
+                let file =
+                    options.create_new(true).open(&temporary).map_err(|error| failure(&path, error))?;
                 (file, Some(temporary))
             }
             Err(error) => return Err(failure(&path, error)),
@@ -70,7 +73,11 @@ impl ImageFile {
                 temporary
             }
         };
-        let result = if self.force { fs::rename(&temporary, &self.path) } else { fs::hard_link(&temporary, &self.path) };
+        let result = if self.force {
+            fs::rename(&temporary, &self.path)
+        } else {
+            fs::hard_link(&temporary, &self.path)
+        };
         if !self.force || result.is_err() {
             let _ = fs::remove_file(&temporary);
         }
@@ -93,7 +100,8 @@ impl Drop for ImageFile {
 }
 
 fn exists(path: &Path) -> Box<Error> {
-    Error::new(code::IMAGE_EXISTS, "there is a file of this name already").about(Subject::path(path.display()))
+    Error::new(code::IMAGE_EXISTS, "there is a file of this name already")
+        .about(Subject::path(path.display()))
 }
 
 fn failure(path: &Path, error: std::io::Error) -> Box<Error> {

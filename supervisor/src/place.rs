@@ -19,18 +19,23 @@ pub fn find(image: &Image) -> Result<Place> {
     let processes = crate::image::all::<Process>(image)?;
     let living = || processes.iter().filter_map(|process| process.living.as_ref());
     let most_threads = living().map(|living| living.threads.len()).max().unwrap_or(1);
-    let mut ranges: Vec<(u64, u64)> =
-        maps(image)?.values().flat_map(|(_, mappings)| mappings).map(|mapping| (mapping.start, mapping.end)).collect();
+    let mut ranges: Vec<(u64, u64)> = maps(image)?
+        .values()
+        .flat_map(|(_, mappings)| mappings)
+        .map(|mapping| (mapping.start, mapping.end))
+        .collect();
     ranges.sort_unstable();
     // Areas of all threads, room to shelter the kernel's mappings, and a copy of the first area.
     let length = (protocol::AREA_LENGTH * (6 * (most_threads + 2))) as u64 + (1 << 20);
     let area = crate::freeze::free_range(ranges.into_iter(), length)
         .ok_or_else(|| Error::new(code::INJECT, "no addresses are free in all processes of the image"))?;
     let tables = crate::image::all::<DescriptorTable>(image)?;
-    let highest = tables.iter().flat_map(|table| &table.descriptors).map(|descriptor| descriptor.number).max();
+    let highest =
+        tables.iter().flat_map(|table| &table.descriptors).map(|descriptor| descriptor.number).max();
     let socket = socket_number(highest.map_or(0, |highest| u64::from(highest) + 1), most_threads as u64);
     raise_limit(socket + most_threads as u64 + 16)?;
-    let socket = i32::try_from(socket).map_err(|_| Error::new(code::INJECT, "descriptor numbers are too high"))?;
+    let socket =
+        i32::try_from(socket).map_err(|_| Error::new(code::INJECT, "descriptor numbers are too high"))?;
     Ok(Place { area, socket })
 }
 

@@ -3,8 +3,8 @@
 use crate::act::act;
 use crate::error::{Error, Problems, Result, Subject, code};
 use crate::kinds::KINDS;
-use crate::plan::Plan;
 use crate::place;
+use crate::plan::Plan;
 use crate::progress::Progress;
 use crate::restoring::{Released, Restoring};
 use nix::sys::signal::{Signal, kill};
@@ -177,7 +177,11 @@ pub fn restore(request: Request, progress: &mut dyn FnMut(Progress)) -> Result<R
         command: snapshot.command.to_string(),
         namespace,
         processes: processes.len(),
-        threads: processes.iter().filter_map(|process| process.living.as_ref()).map(|living| living.threads.len()).sum(),
+        threads: processes
+            .iter()
+            .filter_map(|process| process.living.as_ref())
+            .map(|living| living.threads.len())
+            .sum(),
         total: begin.elapsed(),
         degraded: snapshot.degraded.into_iter().chain(degraded).collect(),
     };
@@ -192,8 +196,9 @@ pub(crate) fn open(source: Source) -> Result<Image> {
             let code = if missing { code::IMAGE_MISSING } else { code::IMAGE_OPEN };
             Error::system(code, "opening the image", error).about(Subject::path(path.display()))
         })?,
-        Source::Stream(mut stream) => spool(&mut stream)
-            .map_err(|error| Error::system(code::IMAGE_OPEN, "keeping the image that comes as a stream", error))?,
+        Source::Stream(mut stream) => spool(&mut stream).map_err(|error| {
+            Error::system(code::IMAGE_OPEN, "keeping the image that comes as a stream", error)
+        })?,
     };
     Image::open(file).map_err(crate::image::failure)
 }

@@ -118,7 +118,8 @@ impl<'image> Restoring<'image> {
     pub fn release(&mut self) -> Result<()> {
         for process in std::mem::take(&mut self.stopped) {
             let pid = Pid::from_raw(self.system_id(process)?);
-            kill(pid, Signal::SIGSTOP).map_err(|errno| Error::system(code::TASK_RESTORE, "stopping a process", errno))?;
+            kill(pid, Signal::SIGSTOP)
+                .map_err(|errno| Error::system(code::TASK_RESTORE, "stopping a process", errno))?;
         }
         if let Some(init) = &mut self.init {
             init.become_init(self.root)?;
@@ -146,7 +147,8 @@ impl Restoring<'_> {
     /// [`code::INTERNAL`] if there is none.
     pub fn puppet(&mut self, thread: TaskId) -> Result<&mut Puppet> {
         self.puppets.get_mut(&thread).ok_or_else(|| {
-            Error::new(code::INTERNAL, "a step for a task that has no puppet").about(Subject::task(thread.0, "task"))
+            Error::new(code::INTERNAL, "a step for a task that has no puppet")
+                .about(Subject::task(thread.0, "task"))
         })
     }
 

@@ -33,12 +33,17 @@ pub struct Stored {
 ///
 /// # Errors
 /// [`code::IMAGE_WRITE`]; [`code::MEMORY_ACCESS`] if contents can't be read.
-pub fn store(records: &Records, sink: Box<dyn Write>, progress: &mut dyn FnMut(Progress)) -> Result<(Box<dyn Write>, Stored)> {
+pub fn store(
+    records: &Records,
+    sink: Box<dyn Write>,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<(Box<dyn Write>, Stored)> {
     let mut writer = ImageWriter::new(sink).map_err(|error| failure(WriteError::Io(error)))?;
     for record in &records.records {
         record.write(&mut writer).map_err(failure)?;
     }
-    let total: u64 = records.memories.iter().flat_map(|memory| &memory.runs).map(|run| run.end - run.start).sum();
+    let total: u64 =
+        records.memories.iter().flat_map(|memory| &memory.runs).map(|run| run.end - run.start).sum();
     let mut store = Store { writer, buffer: vec![0; CHUNK], memory: 0, total, progress };
     for memory in &records.memories {
         store.memory(memory)?;
@@ -122,7 +127,9 @@ impl Store<'_> {
     fn file(&mut self, content: &FileContent) -> Result<()> {
         let section = self.writer.begin_page_section().map_err(failure)?;
         let mut runs = Runs { section, base: 0, runs: Vec::new() };
-        let access = |error: std::io::Error| Error::system(code::MEMORY_ACCESS, "reading the content of a file", error);
+        let access = |error: std::io::Error| {
+            Error::system(code::MEMORY_ACCESS, "reading the content of a file", error)
+        };
         let file = File::from(content.file.try_clone().map_err(access)?);
         let mut position = 0_i64;
         let size = i64::try_from(content.size).unwrap_or(i64::MAX);
@@ -228,10 +235,15 @@ fn is_zero(bytes: &[u8], offset: usize) -> bool {
 }
 
 /// Reads ranges of a memory into one buffer.
-fn read_ranges(content: &MemoryContent, ranges: &[(u64, usize, RunContent)], buffer: &mut [u8]) -> Result<()> {
+fn read_ranges(
+    content: &MemoryContent,
+    ranges: &[(u64, usize, RunContent)],
+    buffer: &mut [u8],
+) -> Result<()> {
     let access = |error: std::io::Error| Error::system(code::MEMORY_ACCESS, "reading memory", error);
     if !content.shared && !buffer.is_empty() {
-        let vector: Vec<(u64, usize)> = ranges.iter().map(|&(address, length, _)| (address, length)).collect();
+        let vector: Vec<(u64, usize)> =
+            ranges.iter().map(|&(address, length, _)| (address, length)).collect();
         if process::read_ranges(content.pid, &vector, buffer) == Ok(buffer.len()) {
             return Ok(());
         }

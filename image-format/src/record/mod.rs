@@ -4,8 +4,8 @@
 //! Fields are encoded by position: adding one is a new [`Record::VERSION`].
 
 pub mod alarm;
-pub mod credentials;
 pub mod connection;
+pub mod credentials;
 pub mod current_directory;
 pub mod data_queued;
 pub mod description;

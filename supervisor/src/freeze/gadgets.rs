@@ -59,7 +59,8 @@ pub fn find(process: &FrozenProcess, cache: &mut Cache) -> Result<Gadgets> {
         }
     }
     let call = total.call_and_return.or(total.call).ok_or_else(|| {
-        Error::new(code::INJECT, "the program has no system call instruction anywhere").about(process.subject())
+        Error::new(code::INJECT, "the program has no system call instruction anywhere")
+            .about(process.subject())
     })?;
     let signal_return = total.call_and_return.and(total.signal_return);
     Ok(Gadgets { call_and_return: call, signal_return: signal_return.unwrap_or(0) })

@@ -41,7 +41,9 @@ pub fn inject(frozen: &mut Frozen) -> Result<()> {
         let Some(gadgets) = problems.take(gadgets::find(process, &mut cache)) else { continue };
         let count = process.threads.len();
         let length = protocol::AREA_LENGTH as u64;
-        let Some(start) = problems.take(room::find(&process.maps, length * count as u64).map_err(|error| error.about(subject.clone()))) else {
+        let Some(start) = problems.take(
+            room::find(&process.maps, length * count as u64).map_err(|error| error.about(subject.clone())),
+        ) else {
             continue;
         };
         let host = Host { memory: &process.memory, pidfd: process.pidfd.as_fd(), gadgets };

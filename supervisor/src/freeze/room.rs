@@ -38,7 +38,8 @@ mod tests {
     #[test]
     fn a_gap_is_found_behind_what_is_there() {
         assert_eq!(free_range([].into_iter(), 4096), Some(LOWEST));
-        let taken = [(0x1000, 0x2000), (LOWEST - 0x1000, LOWEST + 0x1000), (0x7000_0000_0000, 0x7000_0000_1000)];
+        let taken =
+            [(0x1000, 0x2000), (LOWEST - 0x1000, LOWEST + 0x1000), (0x7000_0000_0000, 0x7000_0000_1000)];
         assert_eq!(free_range(taken.into_iter(), 4096), Some(LOWEST + 0x1000 + DISTANCE));
         assert_eq!(free_range([(0x1000, END - 0x1000)].into_iter(), 4096), None);
     }

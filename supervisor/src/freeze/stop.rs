@@ -206,7 +206,10 @@ fn handle(
         }
         Stop::Event(stopped, event) => {
             let child = stopped.event_message()?;
-            let born = matches!(event, libc::PTRACE_EVENT_FORK | libc::PTRACE_EVENT_VFORK | libc::PTRACE_EVENT_CLONE);
+            let born = matches!(
+                event,
+                libc::PTRACE_EVENT_FORK | libc::PTRACE_EVENT_VFORK | libc::PTRACE_EVENT_CLONE
+            );
             if let (true, Ok(child)) = (born, i32::try_from(child)) {
                 note_birth(pid, child, tree, moving);
             }
@@ -245,8 +248,12 @@ fn free_borrowers(tree: &mut StoppedTree, moving: &mut BTreeMap<i32, (i32, Runni
     let waiting: Vec<(i32, i32)> = moving.iter().map(|(&tid, &(pid, _))| (tid, pid)).collect();
     find_children(tree);
     for (waiter, pid) in waiting {
-        let children: Vec<i32> =
-            tree.parents.iter().filter(|(_, parent)| **parent == Some(pid)).map(|(&child, _)| child).collect();
+        let children: Vec<i32> = tree
+            .parents
+            .iter()
+            .filter(|(_, parent)| **parent == Some(pid))
+            .map(|(&child, _)| child)
+            .collect();
         for child in children {
             if tree.tasks.contains_key(&child)
                 && process::same(Compare::Memory, waiter, child, 0, 0) == Ok(true)

@@ -71,7 +71,8 @@ pub fn survey(root: i32, tree: StoppedTree) -> Result<Frozen> {
         let parent = parents.get(&pid).copied().flatten();
         let process = describe(index, pid, agents, stop_signals.get(&pid).copied());
         let Some(mut process) = problems.take(process) else { continue };
-        process.parent = parent.and_then(|parent| processes.iter().find(|process| process.pid == parent)).map(|p| p.id);
+        process.parent =
+            parent.and_then(|parent| processes.iter().find(|process| process.pid == parent)).map(|p| p.id);
         refuse(&process, &processes, &mut problems);
         processes.push(process);
     }
@@ -99,7 +100,8 @@ fn in_tree_order(root: i32, parents: &BTreeMap<i32, Option<i32>>) -> Vec<i32> {
 
 fn describe(index: u32, pid: i32, agents: Vec<Agent>, stop_signal: Option<i32>) -> Result<FrozenProcess> {
     let unknown = |name: &str| {
-        Error::new(code::PROC, "the kernel's text is not understood").about(Subject::path(read::path(pid, name).display()))
+        Error::new(code::PROC, "the kernel's text is not understood")
+            .about(Subject::path(read::path(pid, name).display()))
     };
     let stat = stat::parse(&read::file(pid, "stat")?).ok_or_else(|| unknown("stat"))?;
     let identity = identity::parse(&read::file(pid, "status")?).ok_or_else(|| unknown("status"))?;

@@ -75,7 +75,8 @@ fn header(line: &[u8]) -> Option<MapLine> {
         Some(stripped) => (stripped.to_vec(), true),
         None => (name, false),
     };
-    let bit = |index: usize, letter: u8, bit: u8| if protection.get(index) == Some(&letter) { bit } else { 0 };
+    let bit =
+        |index: usize, letter: u8, bit: u8| if protection.get(index) == Some(&letter) { bit } else { 0 };
     Some(MapLine {
         start: u64::from_str_radix(start, 16).ok()?,
         end: u64::from_str_radix(end, 16).ok()?,
@@ -113,10 +114,14 @@ mod tests {
 
     #[test]
     fn a_file_and_anonymous_memory() {
-        let text = b"7f00-8f00 r-xp 00001000 fe:01 325843                     /lib/a b.so (deleted)\nRss: 4 kB\n\
+        let text =
+            b"7f00-8f00 r-xp 00001000 fe:01 325843                     /lib/a b.so (deleted)\nRss: 4 kB\n\
             VmFlags: rd ex mr mw me \n9000-a000 rw-s 00000000 00:00 0 \nVmFlags: rd wr sh gd \n";
         let maps = parse(text).unwrap();
-        assert_eq!((maps[0].start, maps[0].end, maps[0].protection, maps[0].shared), (0x7f00, 0x8f00, 5, false));
+        assert_eq!(
+            (maps[0].start, maps[0].end, maps[0].protection, maps[0].shared),
+            (0x7f00, 0x8f00, 5, false)
+        );
         assert_eq!((maps[0].name.as_slice(), maps[0].deleted), (b"/lib/a b.so".as_slice(), true));
         assert_eq!(maps[0].device, libc::makedev(0xfe, 1));
         assert!(maps[1].shared && maps[1].has(b"gd") && maps[1].name.is_empty());

@@ -52,7 +52,8 @@ pub fn failure(pid: i32, name: &str, error: &std::io::Error) -> Box<Error> {
         ErrorKind::PermissionDenied => code::NOT_PERMITTED,
         _ => code::PROC,
     };
-    let what = if gone { "the process ended meanwhile" } else { "reading what the kernel tells about the process" };
+    let what =
+        if gone { "the process ended meanwhile" } else { "reading what the kernel tells about the process" };
     Error::new(code, what)
         .because(error)
         .about(Subject { task: u32::try_from(pid).ok(), ..Subject::path(path(pid, name).display()) })

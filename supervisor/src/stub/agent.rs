@@ -179,7 +179,9 @@ impl Agent {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE | libc::MAP_NORESERVE;
         let flags = u64::from(flags.cast_unsigned());
         let mut stopped = stopped;
-        for (address, length, protection) in [(area, code_length, executable), (area + code_length, rest, writable)] {
+        for (address, length, protection) in
+            [(area, code_length, executable), (area + code_length, rest, writable)]
+        {
             let result;
             let arguments = [address, length, protection, flags, u64::MAX, 0];
             (stopped, result) = call(stopped, libc::SYS_mmap, arguments)?;
@@ -218,7 +220,8 @@ impl Agent {
         }
         let mut bytes = [0; size_of::<Boot>()];
         read_exact(host.memory, boot_address, &mut bytes)?;
-        let boot = Boot::from_bytes(&bytes).ok_or_else(|| Error::new(code::INJECT, "the boot page is damaged"))?;
+        let boot =
+            Boot::from_bytes(&bytes).ok_or_else(|| Error::new(code::INJECT, "the boot page is damaged"))?;
         let socket = process::pidfd_getfd(host.pidfd, boot.peer)
             .map_err(|errno| Error::system(code::INJECT, "fetching the socket of the stub", errno));
         self.state = State::Running(stopped.resume(0)?);
@@ -272,7 +275,8 @@ impl Agent {
             return Err(Error::new(code::INTERNAL, "an answer from a task without a stub").about(subject));
         };
         let state = &mut self.state;
-        let outcome = injected.channel.receive(batch, || look(state)).map_err(|error| error.about(subject.clone()))?;
+        let outcome =
+            injected.channel.receive(batch, || look(state)).map_err(|error| error.about(subject.clone()))?;
         outcome.check(batch, &subject)?;
         Ok(outcome)
     }
@@ -288,7 +292,9 @@ impl Agent {
             State::Running(running) => running,
             other => {
                 self.state = other;
-                return Err(Error::new(code::INTERNAL, "a stub in a task that does not run").about(self.subject()));
+                return Err(
+                    Error::new(code::INTERNAL, "a stub in a task that does not run").about(self.subject())
+                );
             }
         };
         running.interrupt()?;
@@ -308,7 +314,13 @@ impl Agent {
     }
 
     /// Puts a thread that stands still after a remote call back to its own state.
-    fn put_back(&mut self, stopped: Stopped, way_home: &WayHome, overwritten: &[u8], memory: &File) -> Result<()> {
+    fn put_back(
+        &mut self,
+        stopped: Stopped,
+        way_home: &WayHome,
+        overwritten: &[u8],
+        memory: &File,
+    ) -> Result<()> {
         let stopped = stopped.to_interruption(Instant::now() + PATIENCE)?;
         stopped.set_xstate(&self.xstate)?;
         stopped.set_registers(&self.registers)?;
@@ -384,9 +396,8 @@ fn look(state: &mut State) -> Result<()> {
             *state = State::Running(running);
             Ok(())
         }
-        Ok(Stop::Ended(status)) => {
-            Err(Error::new(code::TARGET_DIED, "the task ended meanwhile").because(format!("wait status {status:#x}")))
-        }
+        Ok(Stop::Ended(status)) => Err(Error::new(code::TARGET_DIED, "the task ended meanwhile")
+            .because(format!("wait status {status:#x}"))),
         Ok(Stop::Interrupted(stopped, _) | Stop::Event(stopped, _) | Stop::Call(stopped)) => {
             *state = State::Running(stopped.resume(0)?);
             Ok(())
@@ -394,10 +405,8 @@ fn look(state: &mut State) -> Result<()> {
         Ok(Stop::Signal(stopped, signal)) => {
             let registers = stopped.registers()?;
             *state = State::Stopped(stopped);
-            Err(Error::new(code::STUB_SILENT, "the stub was hit by a signal").because(format!(
-                "signal {signal} at {:#x}, task {tid}",
-                registers.rip
-            )))
+            Err(Error::new(code::STUB_SILENT, "the stub was hit by a signal")
+                .because(format!("signal {signal} at {:#x}, task {tid}", registers.rip)))
         }
     }
 }

@@ -138,12 +138,22 @@ impl Batch {
     }
 
     /// Adds a call whose failure does not end the batch.
-    pub fn call<const N: usize>(&mut self, label: &'static str, number: i64, arguments: [Argument; N]) -> CallIndex {
+    pub fn call<const N: usize>(
+        &mut self,
+        label: &'static str,
+        number: i64,
+        arguments: [Argument; N],
+    ) -> CallIndex {
         self.add(label, number.cast_unsigned(), arguments, 0)
     }
 
     /// Adds a call that must not fail: the calls behind it are then not run, and [`Outcome::check`] is an error.
-    pub fn must<const N: usize>(&mut self, label: &'static str, number: i64, arguments: [Argument; N]) -> CallIndex {
+    pub fn must<const N: usize>(
+        &mut self,
+        label: &'static str,
+        number: i64,
+        arguments: [Argument; N],
+    ) -> CallIndex {
         self.add(label, number.cast_unsigned(), arguments, protocol::STOP_ON_ERROR)
     }
 

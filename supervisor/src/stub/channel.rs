@@ -68,7 +68,9 @@ impl Channel {
             ) {
                 Ok(_) => return Ok(()),
                 Err(Errno::EINTR) => {}
-                Err(errno) => return Err(Error::system(code::STUB_SILENT, "sending a batch to the stub", errno)),
+                Err(errno) => {
+                    return Err(Error::system(code::STUB_SILENT, "sending a batch to the stub", errno));
+                }
             }
         }
     }
@@ -85,7 +87,8 @@ impl Channel {
                 return Err(Error::new(code::STUB_SILENT, "the stub did not answer"));
             }
         }
-        let mut buffer = vec![0; 16 + batch.calls.len() * 8 + if batch.wants_data { batch.data.len() } else { 0 }];
+        let mut buffer =
+            vec![0; 16 + batch.calls.len() * 8 + if batch.wants_data { batch.data.len() } else { 0 }];
         let received = loop {
             match recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::MSG_TRUNC) {
                 Ok(received) => break received,
@@ -116,7 +119,9 @@ impl Channel {
         let mut byte = [0];
         match recv(self.socket.as_raw_fd(), &mut byte, MsgFlags::empty()) {
             Ok(0) | Err(Errno::ECONNRESET) => Ok(()),
-            Ok(_) => Err(Error::new(code::STUB_SILENT, "the stub answered where it should have closed its socket")),
+            Ok(_) => {
+                Err(Error::new(code::STUB_SILENT, "the stub answered where it should have closed its socket"))
+            }
             Err(errno) => Err(Error::system(code::STUB_SILENT, "waiting for the stub", errno)),
         }
     }

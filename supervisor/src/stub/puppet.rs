@@ -88,7 +88,11 @@ impl Puppet {
     fn close_inherited(&mut self) -> Result<()> {
         let mut batch = Batch::new();
         if self.socket > 0 {
-            batch.must("closing descriptors", libc::SYS_close_range, [0.into(), (self.socket - 1).into(), 0.into()]);
+            batch.must(
+                "closing descriptors",
+                libc::SYS_close_range,
+                [0.into(), (self.socket - 1).into(), 0.into()],
+            );
         }
         let above = [(self.socket + 1).into(), u32::MAX.into(), 0.into()];
         batch.must("closing descriptors", libc::SYS_close_range, above);
@@ -150,7 +154,8 @@ impl Puppet {
 
     fn channel(&self) -> Result<&Channel> {
         self.channel.as_ref().ok_or_else(|| {
-            Error::new(code::INTERNAL, "a batch for a puppet that does not listen any more").about(self.subject())
+            Error::new(code::INTERNAL, "a batch for a puppet that does not listen any more")
+                .about(self.subject())
         })
     }
 
@@ -178,7 +183,9 @@ impl Puppet {
     pub fn receive(&mut self, batch: &Batch) -> Result<Outcome> {
         let subject = self.subject();
         let Some(channel) = &self.channel else {
-            return Err(Error::new(code::INTERNAL, "an answer from a puppet that does not listen").about(subject));
+            return Err(
+                Error::new(code::INTERNAL, "an answer from a puppet that does not listen").about(subject)
+            );
         };
         let state = &mut self.state;
         let outcome = channel.receive(batch, || look(state)).map_err(|error| error.about(subject))?;
@@ -252,7 +259,8 @@ impl Puppet {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE | libc::MAP_NORESERVE;
         let length = protocol::AREA_LENGTH - protocol::BOOT_OFFSET;
         let protection = libc::PROT_READ | libc::PROT_WRITE;
-        let arguments = [boot_address.into(), length.into(), protection.into(), flags.into(), (-1).into(), 0.into()];
+        let arguments =
+            [boot_address.into(), length.into(), protection.into(), flags.into(), (-1).into(), 0.into()];
         batch.must("mapping the area of a thread", libc::SYS_mmap, arguments);
         batch.must("moving a socket", libc::SYS_dup3, [theirs_there, socket.into(), libc::O_CLOEXEC.into()]);
         batch.must("closing a socket", libc::SYS_close, [theirs_there]);
@@ -285,7 +293,8 @@ impl Puppet {
     /// [`code::MEMORY_ACCESS`].
     pub fn write(&self, address: u64, bytes: &[u8]) -> Result<()> {
         process::write_memory(self.tid, address, bytes).map_err(|errno| {
-            Error::system(code::MEMORY_ACCESS, "writing to a puppet", errno).about(self.subject().address(address))
+            Error::system(code::MEMORY_ACCESS, "writing to a puppet", errno)
+                .about(self.subject().address(address))
         })
     }
 
@@ -304,15 +313,20 @@ impl Puppet {
             }
             children
         };
-        if candidates.contains(&wanted) && identity::parse(&read::file(wanted, "status")?).is_some_and(|i| i.innermost() == wanted) {
+        if candidates.contains(&wanted)
+            && identity::parse(&read::file(wanted, "status")?).is_some_and(|i| i.innermost() == wanted)
+        {
             return Ok(wanted);
         }
         for tid in candidates {
-            if identity::parse(&read::file(tid, "status")?).is_some_and(|identity| identity.innermost() == wanted) {
+            if identity::parse(&read::file(tid, "status")?)
+                .is_some_and(|identity| identity.innermost() == wanted)
+            {
                 return Ok(tid);
             }
         }
-        Err(Error::new(code::TARGET_DIED, "a new puppet ended at once").about(Subject { task: Some(id.0), ..Subject::default() }))
+        Err(Error::new(code::TARGET_DIED, "a new puppet ended at once")
+            .about(Subject { task: Some(id.0), ..Subject::default() }))
     }
 
     /// Ends its conversation: it closes its socket and waits to be set up by ptrace.
@@ -398,11 +412,23 @@ impl Puppet {
             let default = batch.words(&[0, 0, 0, 0]);
             // No core file: the one of the original's death is enough.
             let zero = batch.words(&[0, 0]);
-            batch.call("limiting", libc::SYS_prlimit64, [0.into(), libc::RLIMIT_CORE.into(), zero.into(), 0.into()]);
-            batch.call("handling", libc::SYS_rt_sigaction, [signal.into(), default.into(), 0.into(), 8.into()]);
+            batch.call(
+                "limiting",
+                libc::SYS_prlimit64,
+                [0.into(), libc::RLIMIT_CORE.into(), zero.into(), 0.into()],
+            );
+            batch.call(
+                "handling",
+                libc::SYS_rt_sigaction,
+                [signal.into(), default.into(), 0.into(), 8.into()],
+            );
             let own = batch.call("asking", libc::SYS_gettid, []);
             batch.call("signalling", libc::SYS_tkill, [own.into(), signal.into()]);
-            batch.call("unblocking", libc::SYS_rt_sigprocmask, [libc::SIG_SETMASK.into(), none.into(), 0.into(), 8.into()]);
+            batch.call(
+                "unblocking",
+                libc::SYS_rt_sigprocmask,
+                [libc::SIG_SETMASK.into(), none.into(), 0.into(), 8.into()],
+            );
             batch.call("ending", libc::SYS_exit_group, [0.into()]);
         }
         self.send(&batch)?;
@@ -457,7 +483,9 @@ fn wait_for_end(running: Running) -> Result<()> {
         running = match running.wait(Instant::now() + PATIENCE)? {
             Stop::Ended(_) => return Ok(()),
             Stop::Signal(stopped, signal) => stopped.resume(signal)?,
-            Stop::Interrupted(stopped, _) | Stop::Event(stopped, _) | Stop::Call(stopped) => stopped.resume(0)?,
+            Stop::Interrupted(stopped, _) | Stop::Event(stopped, _) | Stop::Call(stopped) => {
+                stopped.resume(0)?
+            }
         };
     }
 }
@@ -467,7 +495,10 @@ impl Drop for Puppet {
     fn drop(&mut self) {
         if !matches!(self.state, State::Gone) {
             // A thread takes its whole process along, which is meant.
-            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.tid), nix::sys::signal::Signal::SIGKILL);
+            let _ = nix::sys::signal::kill(
+                nix::unistd::Pid::from_raw(self.tid),
+                nix::sys::signal::Signal::SIGKILL,
+            );
             match std::mem::replace(&mut self.state, State::Gone) {
                 State::Stopped(stopped) => drop(stopped.killed()),
                 State::Running(_) | State::Gone => {}
@@ -499,10 +530,12 @@ fn pair() -> Result<(std::os::fd::OwnedFd, std::os::fd::OwnedFd)> {
 }
 
 fn program(place: Place) -> Result<File> {
-    let failure = |error: std::io::Error| Error::system(code::INJECT, "making the program of the puppets", error);
+    let failure =
+        |error: std::io::Error| Error::system(code::INJECT, "making the program of the puppets", error);
     let file = memfd_create(c"vckpt-puppet", MFdFlags::MFD_CLOEXEC).map_err(|errno| failure(errno.into()))?;
     let mut file = File::from(file);
-    file.write_all(&vckpt_parasite::executable(place.area, &boot(place.area, place.socket))).map_err(failure)?;
+    file.write_all(&vckpt_parasite::executable(place.area, &boot(place.area, place.socket)))
+        .map_err(failure)?;
     Ok(file)
 }
 

@@ -214,7 +214,10 @@ fn child(start: Start<'_>) -> ! {
     let (socket, number) = (start.socket.0.as_raw_fd(), start.socket.1);
     let keep_capabilities = start.flags & libc::CLONE_NEWUSER.cast_unsigned() as u64 != 0;
     // SAFETY: raw system calls with pointers to live locals of the sizes that are passed along.
-    #[expect(clippy::multiple_unsafe_ops_per_block, reason = "the same argument holds for each of these calls")]
+    #[expect(
+        clippy::multiple_unsafe_ops_per_block,
+        reason = "the same argument holds for each of these calls"
+    )]
     unsafe {
         libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const all, 0_u64, 8_u64);
         libc::syscall(libc::SYS_dup3, socket, number, 0);
@@ -222,7 +225,14 @@ fn child(start: Start<'_>) -> ! {
             raise_ambient();
         }
         let program = start.program.as_raw_fd();
-        libc::syscall(libc::SYS_execveat, program, c"".as_ptr(), empty.as_ptr(), empty.as_ptr(), libc::AT_EMPTY_PATH);
+        libc::syscall(
+            libc::SYS_execveat,
+            program,
+            c"".as_ptr(),
+            empty.as_ptr(),
+            empty.as_ptr(),
+            libc::AT_EMPTY_PATH,
+        );
         libc::syscall(libc::SYS_exit_group, 127);
     }
     // Only reached if the kernel does not know exit_group.
@@ -236,7 +246,10 @@ fn raise_ambient() {
     let header = [0x2008_0522_u32, 0];
     let mut sets = [0_u32; 6];
     // SAFETY: raw system calls with pointers to live locals of the sizes that version 3 has.
-    #[expect(clippy::multiple_unsafe_ops_per_block, reason = "the same argument holds for each of these calls")]
+    #[expect(
+        clippy::multiple_unsafe_ops_per_block,
+        reason = "the same argument holds for each of these calls"
+    )]
     unsafe {
         libc::syscall(libc::SYS_capget, header.as_ptr(), sets.as_mut_ptr());
         // Effective, permitted, inheritable; low words, then high words.
@@ -244,7 +257,14 @@ fn raise_ambient() {
         sets[5] = sets[4];
         libc::syscall(libc::SYS_capset, header.as_ptr(), sets.as_ptr());
         for capability in 0..64 {
-            libc::syscall(libc::SYS_prctl, libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_RAISE, capability, 0, 0);
+            libc::syscall(
+                libc::SYS_prctl,
+                libc::PR_CAP_AMBIENT,
+                libc::PR_CAP_AMBIENT_RAISE,
+                capability,
+                0,
+                0,
+            );
         }
     }
 }

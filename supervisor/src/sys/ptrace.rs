@@ -176,9 +176,8 @@ pub fn pending_signals(tid: i32, shared: bool) -> Result<Vec<[u8; 128]>> {
             nr: i32::try_from(CHUNK).unwrap_or(0),
         };
         // SAFETY: the address leads to the arguments, the data to room for as many siginfo_t as they ask for.
-        let result = unsafe {
-            libc::ptrace(libc::PTRACE_PEEKSIGINFO, tid, &raw mut arguments, buffer.as_mut_ptr())
-        };
+        let result =
+            unsafe { libc::ptrace(libc::PTRACE_PEEKSIGINFO, tid, &raw mut arguments, buffer.as_mut_ptr()) };
         let count = usize::try_from(Errno::result(result)?).unwrap_or(0);
         signals.extend_from_slice(buffer.get(..count).unwrap_or_default());
         if count < CHUNK {

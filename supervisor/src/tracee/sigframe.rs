@@ -53,7 +53,13 @@ pub struct WayHome {
 ///
 /// `area` is what the first frame unmaps: address and length.
 #[must_use]
-pub fn way_home(home: &Registers, xstate: &[u8], signal_mask: u64, gadgets: Gadgets, area: (u64, u64)) -> WayHome {
+pub fn way_home(
+    home: &Registers,
+    xstate: &[u8],
+    signal_mask: u64,
+    gadgets: Gadgets,
+    area: (u64, u64),
+) -> WayHome {
     let xstate = frame_xstate(xstate);
     let xstate_address = (home.rsp - RED_ZONE - xstate.len() as u64) & !(XSTATE_ALIGNMENT - 1);
     let second_address = (xstate_address - FRAME_LENGTH) & !15;

@@ -132,7 +132,8 @@ impl Stopped {
     /// # Errors
     /// [`code::TARGET_DIED`] or [`code::PTRACE`].
     pub fn resume(self, signal: i32) -> Result<Running> {
-        ptrace::resume(self.tid, signal).map_err(|errno| failure(self.tid, "letting the task go on", errno))?;
+        ptrace::resume(self.tid, signal)
+            .map_err(|errno| failure(self.tid, "letting the task go on", errno))?;
         Ok(self.killed())
     }
 
@@ -141,7 +142,8 @@ impl Stopped {
     /// # Errors
     /// [`code::TARGET_DIED`] or [`code::PTRACE`].
     pub fn resume_to_call(self) -> Result<Running> {
-        ptrace::resume_to_call(self.tid).map_err(|errno| failure(self.tid, "letting the task go on", errno))?;
+        ptrace::resume_to_call(self.tid)
+            .map_err(|errno| failure(self.tid, "letting the task go on", errno))?;
         Ok(self.killed())
     }
 
@@ -183,7 +185,8 @@ impl Stopped {
     /// # Errors
     /// [`code::TARGET_DIED`] or [`code::PTRACE`].
     pub fn set_registers(&self, registers: &Registers) -> Result<()> {
-        ptrace::set_registers(self.tid, registers).map_err(|errno| failure(self.tid, "setting registers", errno))
+        ptrace::set_registers(self.tid, registers)
+            .map_err(|errno| failure(self.tid, "setting registers", errno))
     }
 
     /// Its extended state.
@@ -199,7 +202,8 @@ impl Stopped {
     /// # Errors
     /// [`code::TARGET_DIED`] or [`code::PTRACE`].
     pub fn set_xstate(&self, state: &[u8]) -> Result<()> {
-        ptrace::set_xstate(self.tid, state).map_err(|errno| failure(self.tid, "setting the extended state", errno))
+        ptrace::set_xstate(self.tid, state)
+            .map_err(|errno| failure(self.tid, "setting the extended state", errno))
     }
 
     /// Its signal mask.
@@ -215,7 +219,8 @@ impl Stopped {
     /// # Errors
     /// [`code::TARGET_DIED`] or [`code::PTRACE`].
     pub fn set_signal_mask(&self, mask: u64) -> Result<()> {
-        ptrace::set_signal_mask(self.tid, mask).map_err(|errno| failure(self.tid, "setting the signal mask", errno))
+        ptrace::set_signal_mask(self.tid, mask)
+            .map_err(|errno| failure(self.tid, "setting the signal mask", errno))
     }
 
     /// Its pending signals, or those of its process; raw `siginfo_t`, the oldest first.

@@ -64,9 +64,16 @@ impl Action for BuildMemory {
 /// # Errors
 /// What is missing on this host, or what the kernel refused.
 pub fn build(restoring: &mut Restoring<'_>, plan: &MemoryPlan) -> Result<()> {
-    let about = |error: Box<Error>| error.about(Subject::task(plan.process.0, plan.layout.executable.path.clone()));
+    let about =
+        |error: Box<Error>| error.about(Subject::task(plan.process.0, plan.layout.executable.path.clone()));
     clear(restoring, plan).map_err(about)?;
-    let mut builder = Builder { process: plan.process, batch: Batch::new(), expected: Vec::new(), files: HashMap::new(), sent: HashMap::new() };
+    let mut builder = Builder {
+        process: plan.process,
+        batch: Batch::new(),
+        expected: Vec::new(),
+        files: HashMap::new(),
+        sent: HashMap::new(),
+    };
     for mapping in &plan.mappings {
         builder.map(restoring, plan, mapping).map_err(about)?;
     }
@@ -96,7 +103,11 @@ fn clear(restoring: &mut Restoring<'_>, plan: &MemoryPlan) -> Result<()> {
     let base = own.first().map_or(0, |line| line.start);
     let moving = moves.iter().any(|(line, start)| line.start != *start);
     for (line, start) in &moves {
-        keep.push(if moving { (shelter + line.start - base, shelter + line.end - base) } else { (*start, line.end) });
+        keep.push(if moving {
+            (shelter + line.start - base, shelter + line.end - base)
+        } else {
+            (*start, line.end)
+        });
         if moving {
             move_mapping(&mut batch, line.start, line.end - line.start, shelter + line.start - base);
         }
@@ -138,10 +149,15 @@ fn moves<'line>(wanted: &[&Mapping], own: &[&'line MapLine]) -> Result<Vec<(&'li
         let Source::Kernel { name } = &mapping.source else { continue };
         let line = own.iter().find(|line| line.name == name.as_bytes());
         match line {
-            Some(line) if line.end - line.start == mapping.end - mapping.start => moves.push((*line, mapping.start)),
+            Some(line) if line.end - line.start == mapping.end - mapping.start => {
+                moves.push((*line, mapping.start))
+            }
             _ => {
-                return Err(Error::new(code::VDSO_DIFFERS, "this kernel's vdso has another shape than the image's")
-                    .because(format!("{name} of {} bytes", mapping.end - mapping.start)));
+                return Err(Error::new(
+                    code::VDSO_DIFFERS,
+                    "this kernel's vdso has another shape than the image's",
+                )
+                .because(format!("{name} of {} bytes", mapping.end - mapping.start)));
             }
         }
     }
@@ -212,9 +228,15 @@ impl Builder {
             }
             position = position.max(end);
         }
-        if plan.kept.iter().any(|&(start, end)| start < mapping.end && end > mapping.start) && has_pages(plan, mapping) {
+        if plan.kept.iter().any(|&(start, end)| start < mapping.end && end > mapping.start)
+            && has_pages(plan, mapping)
+        {
             self.reserve(restoring, 0)?;
-            let arguments = [mapping.start.into(), (mapping.end - mapping.start).into(), protection(plan, mapping).into()];
+            let arguments = [
+                mapping.start.into(),
+                (mapping.end - mapping.start).into(),
+                protection(plan, mapping).into(),
+            ];
             self.batch.must("making memory writable", libc::SYS_mprotect, arguments);
         }
         Ok(())
@@ -294,7 +316,8 @@ impl Builder {
                         }
                         let part = rest.min(MOST - length);
                         group.push((address, part));
-                        (address, offset, rest, length) = (address + part, offset + part, rest - part, length + part);
+                        (address, offset, rest, length) =
+                            (address + part, offset + part, rest - part, length + part);
                     }
                 }
             }
@@ -302,7 +325,13 @@ impl Builder {
         self.read(restoring, &group, from, length)
     }
 
-    fn read(&mut self, restoring: &mut Restoring<'_>, group: &[(u64, u64)], from: u64, length: u64) -> Result<()> {
+    fn read(
+        &mut self,
+        restoring: &mut Restoring<'_>,
+        group: &[(u64, u64)],
+        from: u64,
+        length: u64,
+    ) -> Result<()> {
         if group.is_empty() {
             return Ok(());
         }
@@ -344,11 +373,19 @@ impl Builder {
             self.batch.must("protecting memory", libc::SYS_mprotect, arguments);
         }
         for advice in attributes::advice(mapping.flags) {
-            self.batch.call("advising on memory", libc::SYS_madvise, [start.into(), length.into(), advice.into()]);
+            self.batch.call(
+                "advising on memory",
+                libc::SYS_madvise,
+                [start.into(), length.into(), advice.into()],
+            );
         }
         if mapping.flags & (flag::LOCKED | flag::LOCKED_ON_FAULT) != 0 {
             let on_fault = u32::from(mapping.flags & flag::LOCKED_ON_FAULT != 0);
-            self.batch.must("locking memory", libc::SYS_mlock2, [start.into(), length.into(), on_fault.into()]);
+            self.batch.must(
+                "locking memory",
+                libc::SYS_mlock2,
+                [start.into(), length.into(), on_fault.into()],
+            );
         }
         if let Some(name) = &mapping.name {
             let mut bytes = name.0.clone();
@@ -376,7 +413,11 @@ impl Builder {
             // The descriptor's number goes into the structure, so it must be known: it is moved to one that is free.
             let executable = batch.descriptor(self.open(restoring, &layout.executable)?);
             let place = socket - 1;
-            batch.must("moving a descriptor", libc::SYS_dup3, [executable, place.into(), libc::O_CLOEXEC.into()]);
+            batch.must(
+                "moving a descriptor",
+                libc::SYS_dup3,
+                [executable, place.into(), libc::O_CLOEXEC.into()],
+            );
             batch.must("closing a descriptor", libc::SYS_close, [executable]);
             place
         };
@@ -428,15 +469,18 @@ fn open_mapped(restoring: &Restoring<'_>, file: &MappedFile) -> Result<File> {
         Error::system(code::MAPPED_FILE_DIFFERS, "opening a file that the image maps", error).about(subject())
     })?;
     let metadata = opened.metadata().map_err(|error| {
-        Error::system(code::MAPPED_FILE_DIFFERS, "looking at a file that the image maps", error).about(subject())
+        Error::system(code::MAPPED_FILE_DIFFERS, "looking at a file that the image maps", error)
+            .about(subject())
     })?;
     let modified = metadata.mtime().saturating_mul(1_000_000_000).saturating_add(metadata.mtime_nsec());
     // What others write to a shared file is meant to be seen; a private mapping relies on the file's pages.
     if metadata.is_file() && !file.writable && (metadata.size(), modified) != (file.size, file.modified) {
-        return Err(Error::new(code::MAPPED_FILE_DIFFERS, "a file that the image maps is not the same any more")
-            .because(format!("{} bytes instead of {}, or modified since", metadata.size(), file.size))
-            .about(subject()));
+        return Err(Error::new(
+            code::MAPPED_FILE_DIFFERS,
+            "a file that the image maps is not the same any more",
+        )
+        .because(format!("{} bytes instead of {}, or modified since", metadata.size(), file.size))
+        .about(subject()));
     }
     Ok(opened)
 }
-

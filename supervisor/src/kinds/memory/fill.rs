@@ -24,7 +24,8 @@ pub fn runs(image: &Image, owner: PageOwner) -> Result<Vec<PageRun>> {
 /// [`code::IMAGE_BAD`] if there is no such section, which validation excludes.
 pub fn offset(image: &Image, section: u32, page: u64) -> Result<u64> {
     let found = image.page_section(section);
-    let found = found.ok_or_else(|| Error::new(code::IMAGE_BAD, "a run of pages names a section that is not there"))?;
+    let found = found
+        .ok_or_else(|| Error::new(code::IMAGE_BAD, "a run of pages names a section that is not there"))?;
     Ok(found.offset + page * PAGE)
 }
 
@@ -50,7 +51,8 @@ pub fn file(image: &Image, owner: PageOwner, file: &File, size: u64) -> Result<(
             // The last page may go beyond the end of the file.
             let inside = usize::try_from(size.saturating_sub(at)).unwrap_or(CHUNK).min(count);
             file.write_all_at(bytes.get(..inside).unwrap_or_default(), at).map_err(|error| {
-                Error::system(code::MEMORY_ACCESS, "writing the content of a file", error).about(Subject::default())
+                Error::system(code::MEMORY_ACCESS, "writing the content of a file", error)
+                    .about(Subject::default())
             })?;
             done += count as u64;
         }

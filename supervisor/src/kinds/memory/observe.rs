@@ -130,9 +130,9 @@ fn nameless(
     records: &mut Records,
 ) -> Result<MappedFile> {
     let about = |error: Box<Error>| error.about(process.subject().with_path(&path));
-    let metadata = file.metadata().map_err(|error| {
-        about(Error::system(code::MAPPING, "looking at a mapped file", error))
-    })?;
+    let metadata = file
+        .metadata()
+        .map_err(|error| about(Error::system(code::MAPPING, "looking at a mapped file", error)))?;
     if !metadata.is_file() {
         return Err(about(Error::new(code::MAPPING, "it maps something that is no regular file")));
     }
@@ -163,11 +163,8 @@ fn mapping(process: &FrozenProcess, line: &MapLine, records: &mut Records) -> Re
         Err(meaning) => return refuse(format!("it has {meaning}")),
     };
     if line.inode == 0 {
-        mapping.name = line
-            .name
-            .strip_prefix(b"[anon:")
-            .and_then(|name| name.strip_suffix(b"]"))
-            .map(Text::from);
+        mapping.name =
+            line.name.strip_prefix(b"[anon:").and_then(|name| name.strip_suffix(b"]")).map(Text::from);
         let expected = matches!(line.name.as_slice(), b"" | b"[heap]" | b"[stack]");
         if !expected && mapping.name.is_none() {
             return refuse("it has a mapping of an unknown kind".to_owned());
@@ -183,7 +180,12 @@ fn is_kernels(name: &[u8]) -> bool {
 }
 
 /// The source of a mapping that has an inode.
-fn file_source(process: &FrozenProcess, line: &MapLine, mapping: &Mapping, records: &mut Records) -> Result<Source> {
+fn file_source(
+    process: &FrozenProcess,
+    line: &MapLine,
+    mapping: &Mapping,
+    records: &mut Records,
+) -> Result<Source> {
     let path = Text::from(line.name.as_slice());
     let subject = || process.subject().address(line.start).with_path(&path);
     if line.name.starts_with(b"/SYSV") && line.deleted {
@@ -215,9 +217,9 @@ fn file_source(process: &FrozenProcess, line: &MapLine, mapping: &Mapping, recor
             .about(subject())
     })?;
     // A file system such as overlayfs shows one device here and another by name.
-    let metadata = file.metadata().map_err(|error| {
-        Error::system(code::MAPPING, "looking at a mapped file", error).about(subject())
-    })?;
+    let metadata = file
+        .metadata()
+        .map_err(|error| Error::system(code::MAPPING, "looking at a mapped file", error).about(subject()))?;
     let file = match named(process, &path, (metadata.dev(), metadata.ino()), writable) {
         Some(named) => named,
         None => nameless(process, path, &file, writable, records)?,
@@ -244,7 +246,9 @@ fn segment_source(
         Ok(file) => {
             let size = file
                 .metadata()
-                .map_err(|error| Error::system(code::MAPPING, "looking at shared memory", error).about(subject()))?
+                .map_err(|error| {
+                    Error::system(code::MAPPING, "looking at shared memory", error).about(subject())
+                })?
                 .size();
             observe_segment(records, file.into(), inode, size, origin)
         }

@@ -120,12 +120,16 @@ fn mark(
     while start < run.end {
         let end = run.end.min(start + CHUNK as u64 * PAGE);
         let count = usize::try_from((end - start) / PAGE).unwrap_or(CHUNK);
-        let own = entries(pagemap, start, count).map_err(|error| read::failure(process.pid, "pagemap", &error))?;
-        let parents =
-            entries(parent_pagemap, start, count).map_err(|error| read::failure(parent.pid, "pagemap", &error))?;
+        let own =
+            entries(pagemap, start, count).map_err(|error| read::failure(process.pid, "pagemap", &error))?;
+        let parents = entries(parent_pagemap, start, count)
+            .map_err(|error| read::failure(parent.pid, "pagemap", &error))?;
         let known = own.iter().any(|&entry| frame(entry) != 0);
         let same = if known {
-            own.iter().zip(&parents).map(|(&own, &parents)| frame(own) != 0 && frame(own) == frame(parents)).collect()
+            own.iter()
+                .zip(&parents)
+                .map(|(&own, &parents)| frame(own) != 0 && frame(own) == frame(parents))
+                .collect()
         } else {
             // Without the right to see page frames, equal content must do.
             equal_pages(process, parent, start, &parents)
@@ -172,7 +176,9 @@ pub fn segment_by_memory(
     let size = line.offset + (line.end - line.start);
     records.push(SharedSegment { id, size, origin });
     if line.offset != 0 {
-        records.degraded.push(format!("the first {} bytes of a shared segment could not be read", line.offset));
+        records
+            .degraded
+            .push(format!("the first {} bytes of a shared segment could not be read", line.offset));
     }
     if let Ok(memory) = reopen(process) {
         records.memories.push(MemoryContent {

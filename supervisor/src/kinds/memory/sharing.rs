@@ -24,7 +24,8 @@ pub fn common_ranges(parent: &[Mapping], child: &[Mapping]) -> Vec<(u64, u64)> {
 
 fn compatible(parent: &Mapping, child: &Mapping) -> bool {
     const NOT_INHERITED: u32 = flag::DO_NOT_COPY | flag::WIPE_ON_FORK | flag::DROPPABLE;
-    if parent.shared || child.shared || parent.flags & NOT_INHERITED != 0 || child.flags & NOT_INHERITED != 0 {
+    if parent.shared || child.shared || parent.flags & NOT_INHERITED != 0 || child.flags & NOT_INHERITED != 0
+    {
         return false;
     }
     if (parent.flags ^ child.flags) & flag::GROWS_DOWN != 0 {

@@ -102,6 +102,8 @@ fn component_names(components: u64) -> String {
         (17, "AMX configuration"),
         (18, "AMX tiles"),
     ];
-    let name = |bit: u32| NAMES.iter().find(|(of, _)| *of == bit).map_or_else(|| format!("bit {bit}"), |(_, n)| (*n).to_owned());
+    let name = |bit: u32| {
+        NAMES.iter().find(|(of, _)| *of == bit).map_or_else(|| format!("bit {bit}"), |(_, n)| (*n).to_owned())
+    };
     (0..64).filter(|bit| components & (1 << bit) != 0).map(name).collect::<Vec<_>>().join(", ")
 }

@@ -96,7 +96,9 @@ impl MakeProcesses {
     fn groups(&self, restoring: &mut Restoring<'_>) -> Result<()> {
         for founding in [true, false] {
             for birth in &self.births {
-                let Some(group) = birth.joins_group.filter(|&group| (group == birth.id.0) == founding) else { continue };
+                let Some(group) = birth.joins_group.filter(|&group| (group == birth.id.0) == founding) else {
+                    continue;
+                };
                 let mut batch = Batch::new();
                 batch.must("joining a process group", libc::SYS_setpgid, [0.into(), group.into()]);
                 restoring.run(birth.id, &batch)?;

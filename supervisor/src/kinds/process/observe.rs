@@ -37,9 +37,12 @@ fn living(process: &mut FrozenProcess) -> Result<Living> {
     let dumpable = batch.must("asking for dumpable", libc::SYS_prctl, [libc::PR_GET_DUMPABLE.into()]);
     let arguments = [libc::PR_GET_CHILD_SUBREAPER.into(), reaper.into()];
     batch.must("asking for the subreaper", libc::SYS_prctl, arguments);
-    let personality = batch.must("asking for the personality", libc::SYS_personality, [0xffff_ffff_u32.into()]);
+    let personality =
+        batch.must("asking for the personality", libc::SYS_personality, [0xffff_ffff_u32.into()]);
     let outcome = process.run(&batch)?;
-    let number = |result: std::result::Result<u64, _>| result.ok().and_then(|value| u32::try_from(value).ok()).unwrap_or(0);
+    let number = |result: std::result::Result<u64, _>| {
+        result.ok().and_then(|value| u32::try_from(value).ok()).unwrap_or(0)
+    };
     let adjustment = read::file(process.pid, "oom_score_adj")?;
     let adjustment = String::from_utf8_lossy(&adjustment).trim().parse().unwrap_or(0);
     Ok(Living {

@@ -56,14 +56,15 @@ fn birth(process: &Process, all: &[Process], state: Option<State>) -> Result<Bir
         _ => false,
     };
     let group = process.process_group;
-    let joins_group = if group == process.id.0 || find(group).is_some_and(|leader| leader.session == process.session) {
-        (!founds_session).then_some(group)
-    } else if Some(group) == all.first().map(|root| root.process_group) {
-        // The group of the root, which is led from outside: that of whoever restores.
-        None
-    } else {
-        return shape("its process group is led by a process that has ended");
-    };
+    let joins_group =
+        if group == process.id.0 || find(group).is_some_and(|leader| leader.session == process.session) {
+            (!founds_session).then_some(group)
+        } else if Some(group) == all.first().map(|root| root.process_group) {
+            // The group of the root, which is led from outside: that of whoever restores.
+            None
+        } else {
+            return shape("its process group is led by a process that has ended");
+        };
     let zombie = match state {
         Some(State::Zombie { status }) => Some(status),
         Some(State::Running | State::Stopped { .. }) | None => None,

@@ -28,7 +28,13 @@ fn observe(_frozen: &mut Frozen, _records: &mut Records) -> Result<()> {
 }
 
 /// The identity of a segment that a mapping or descriptor leads to; adds its record and content the first time.
-pub fn observe_segment(records: &mut Records, file: OwnedFd, inode: Inode, size: u64, origin: Origin) -> SegmentId {
+pub fn observe_segment(
+    records: &mut Records,
+    file: OwnedFd,
+    inode: Inode,
+    size: u64,
+    origin: Origin,
+) -> SegmentId {
     let (id, first) = records.segment(inode);
     if first {
         records.push(SharedSegment { id, size, origin });
@@ -64,7 +70,8 @@ impl Action for MakeSegment {
             Origin::Memfd { name, .. } => CString::new(name.0.clone()).unwrap_or_default(),
         };
         let failure = |error: std::io::Error| {
-            Error::system(code::MAPPING, "making a shared segment", error).about(Subject::path(name.to_string_lossy()))
+            Error::system(code::MAPPING, "making a shared segment", error)
+                .about(Subject::path(name.to_string_lossy()))
         };
         let file = memfd_create(name.as_c_str(), MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)
             .map_err(|errno| failure(errno.into()))?;

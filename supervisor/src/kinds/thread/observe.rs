@@ -34,7 +34,11 @@ fn thread_record(process_id: TaskId, thread: &mut FrozenThread) -> Result<Lightw
     let address = batch.room(8);
     let death_signal = batch.room(8);
     batch.must("asking for the tid address", libc::SYS_prctl, [GET_TID_ADDRESS.into(), address.into()]);
-    batch.must("asking for the death signal", libc::SYS_prctl, [libc::PR_GET_PDEATHSIG.into(), death_signal.into()]);
+    batch.must(
+        "asking for the death signal",
+        libc::SYS_prctl,
+        [libc::PR_GET_PDEATHSIG.into(), death_signal.into()],
+    );
     let outcome = thread.run(&batch)?;
     let robust_list = process::robust_list(thread.tid)
         .map_err(|errno| Error::system(code::PROC, "asking for the robust list", errno))?;

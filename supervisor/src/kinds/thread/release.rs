@@ -27,8 +27,10 @@ pub struct Release {
 
 impl Action for Release {
     fn act(&self, restoring: &mut Restoring<'_>) -> Result<()> {
-        let processes: BTreeMap<TaskId, Process> =
-            crate::image::all::<Process>(restoring.image)?.into_iter().map(|process| (process.id, process)).collect();
+        let processes: BTreeMap<TaskId, Process> = crate::image::all::<Process>(restoring.image)?
+            .into_iter()
+            .map(|process| (process.id, process))
+            .collect();
         let call = system_call_in_vdso()?;
         for thread in &self.threads {
             let puppet = restoring.puppet(thread.id)?;
@@ -51,7 +53,8 @@ impl Action for Release {
         for (thread, home, call, count) in leaders {
             // Without a vdso the stub's few pages stay: there is no instruction that could unmap them.
             if let Some(call) = call {
-                let about = |error: Box<Error>| error.about(Subject::task(thread.process.0, thread.name.clone()));
+                let about =
+                    |error: Box<Error>| error.about(Subject::task(thread.process.0, thread.name.clone()));
                 unmap(restoring, thread.id, &home, call, count).map_err(about)?;
             }
         }
@@ -69,18 +72,23 @@ impl Action for Release {
 
 /// The registers with which a thread begins.
 fn registers(thread: &LightweightProcess) -> Result<Registers> {
-    let words: [u64; 27] = thread
-        .registers
-        .as_slice()
-        .try_into()
-        .map_err(|_| Error::new(code::IMAGE_BAD, "a thread has not the registers of this architecture"))?;
+    let words: [u64; 27] =
+        thread.registers.as_slice().try_into().map_err(|_| {
+            Error::new(code::IMAGE_BAD, "a thread has not the registers of this architecture")
+        })?;
     let mut registers = ptrace::from_words(&words);
     wait::without_restart_block(&mut registers, thread.wait.as_ref());
     Ok(registers)
 }
 
 /// Unmaps the areas of all threads of a process, by a call of its leader's from the vdso.
-fn unmap(restoring: &mut Restoring<'_>, leader: TaskId, home: &Registers, call: u64, count: usize) -> Result<()> {
+fn unmap(
+    restoring: &mut Restoring<'_>,
+    leader: TaskId,
+    home: &Registers,
+    call: u64,
+    count: usize,
+) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
     let puppet = restoring.puppet(leader)?;
     let area = puppet.area;

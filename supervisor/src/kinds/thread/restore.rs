@@ -28,11 +28,17 @@ pub fn plan(image: &Image, plan: &mut Plan) -> Result<()> {
     }
     let mut vdso = BTreeMap::new();
     for (memory, (_, mappings)) in crate::kinds::memory::plan::maps(image)? {
-        let own = mappings.iter().find(|mapping| matches!(&mapping.source, Source::Kernel { name } if name == "[vdso]"));
+        let own = mappings
+            .iter()
+            .find(|mapping| matches!(&mapping.source, Source::Kernel { name } if name == "[vdso]"));
         vdso.extend(own.map(|mapping| (memory, mapping.start)));
     }
     let signals = crate::image::all::<Signal>(image)?;
-    let masks = signals.iter().flat_map(|signal| &signal.threads).map(|thread| (thread.thread, thread.mask)).collect();
+    let masks = signals
+        .iter()
+        .flat_map(|signal| &signal.threads)
+        .map(|thread| (thread.thread, thread.mask))
+        .collect();
     plan.action(Stage::Release, Release { threads, vdso, masks });
     Ok(())
 }

@@ -17,7 +17,12 @@ const RESTART_NO_HANDLER: i64 = -514;
 ///
 /// # Errors
 /// If the thread is gone.
-pub fn restart(puppet: &mut Puppet, thread: &LightweightProcess, home: &Registers, call: Option<u64>) -> Result<()> {
+pub fn restart(
+    puppet: &mut Puppet,
+    thread: &LightweightProcess,
+    home: &Registers,
+    call: Option<u64>,
+) -> Result<()> {
     let (Some(wait), Some(call)) = (&thread.wait, call) else { return Ok(()) };
     if !wait.restart_block {
         return Ok(());
