@@ -141,7 +141,8 @@ fn nanoseconds(text: &str) -> u64 {
 /// `       5 events:       19 data:                5  pos:0 ino:61ef sdev:7`.
 fn push_epoll(detail: &mut Detail, rest: &str) {
     let number = rest.split_whitespace().next().and_then(|word| word.parse().ok());
-    let (Some(number), Some(events), Some(data)) = (number, field(rest, "events:"), field(rest, "data:")) else {
+    let (Some(number), Some(events), Some(data)) = (number, field(rest, "events:"), field(rest, "data:"))
+    else {
         return;
     };
     let inode = field(rest, "ino:").unwrap_or_default();
@@ -187,7 +188,9 @@ mod tests {
 
     #[test]
     fn event_descriptor() {
-        let info = parse("pos:\t0\nflags:\t02\nino:\t9\neventfd-count:               1f\neventfd-id: 3\neventfd-semaphore: 1\n");
+        let info = parse(
+            "pos:\t0\nflags:\t02\nino:\t9\neventfd-count:               1f\neventfd-id: 3\neventfd-semaphore: 1\n",
+        );
         assert_eq!(info.detail, Detail::Event { count: 31, semaphore: Some(true) });
     }
 
@@ -209,7 +212,10 @@ mod tests {
         let text = "tfd:        5 events:       19 data: ffffffff00000005  pos:0 ino:61ef sdev:7\n\
                     tfd:       12 events: 40000000 data:                c  pos:0 ino:61f0 sdev:7\n";
         let Detail::Epoll(lines) = parse(text).detail else { panic!("no epoll set") };
-        assert_eq!(lines[0], EpollLine { number: 5, events: 0x19, data: 0xffff_ffff_0000_0005, inode: 0x61ef });
+        assert_eq!(
+            lines[0],
+            EpollLine { number: 5, events: 0x19, data: 0xffff_ffff_0000_0005, inode: 0x61ef }
+        );
         assert_eq!(lines[1].events, 0x4000_0000);
         assert_eq!(lines[1].number, 12);
     }
@@ -229,7 +235,9 @@ mod tests {
 
     #[test]
     fn nonsense_is_no_panic() {
-        for text in ["", ":", "tfd:", "tfd: x events: y", "inotify wd:", "it_value: (", "lock:", "pos:\nflags:9"] {
+        for text in
+            ["", ":", "tfd:", "tfd: x events: y", "inotify wd:", "it_value: (", "lock:", "pos:\nflags:9"]
+        {
             let _ = parse(text);
         }
     }

@@ -54,9 +54,8 @@ struct MakeEvent(EventDescriptor);
 
 impl Action for MakeEvent {
     fn act(&self, restoring: &mut Restoring<'_>) -> Result<()> {
-        let failed = |errno: rustix::io::Errno| {
-            Error::system(code::DESCRIPTOR_RESTORE, "making an eventfd", errno)
-        };
+        let failed =
+            |errno: rustix::io::Errno| Error::system(code::DESCRIPTOR_RESTORE, "making an eventfd", errno);
         let semaphore = if self.0.semaphore { EventfdFlags::SEMAPHORE } else { EventfdFlags::empty() };
         let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK | semaphore;
         let made = rustix::event::eventfd(0, flags).map_err(failed)?;

@@ -51,8 +51,18 @@ pub struct DescriptorKind {
 
 /// All kinds of descriptors; the first that claims a description has it.
 pub const DESCRIPTOR_KINDS: &[DescriptorKind] = &[
-    DescriptorKind { name: "file", claims: file::claims, observe: file::observe::observe, plan: file::restore::plan },
-    DescriptorKind { name: "pipe", claims: pipe::claims, observe: pipe::observe::observe, plan: pipe::restore::plan },
+    DescriptorKind {
+        name: "file",
+        claims: file::claims,
+        observe: file::observe::observe,
+        plan: file::restore::plan,
+    },
+    DescriptorKind {
+        name: "pipe",
+        claims: pipe::claims,
+        observe: pipe::observe::observe,
+        plan: pipe::restore::plan,
+    },
     DescriptorKind { name: "event", claims: event::claims, observe: event::observe, plan: event::plan },
     DescriptorKind { name: "signal", claims: signal::claims, observe: signal::observe, plan: signal::plan },
     DescriptorKind { name: "timer", claims: timer::claims, observe: timer::observe, plan: timer::plan },
@@ -62,7 +72,12 @@ pub const DESCRIPTOR_KINDS: &[DescriptorKind] = &[
         observe: epoll::observe::observe,
         plan: epoll::restore::plan,
     },
-    DescriptorKind { name: "unix", claims: unix::claims, observe: unix::observe::observe, plan: unix::restore::plan },
+    DescriptorKind {
+        name: "unix",
+        claims: unix::claims,
+        observe: unix::observe::observe,
+        plan: unix::restore::plan,
+    },
     DescriptorKind {
         name: "internet",
         claims: internet::claims,
@@ -96,9 +111,9 @@ pub fn plan(image: &Image, plan: &mut Plan) -> Result<()> {
 /// # Errors
 /// [`code::IMAGE_BAD`], which does not happen with an image that was verified.
 pub fn all<R: Record>(image: &Image) -> Result<Vec<R>> {
-    image
-        .all::<R>()
-        .map_err(|error| Error::new(code::IMAGE_BAD, "the image has records that can't be used").because(error))
+    image.all::<R>().map_err(|error| {
+        Error::new(code::IMAGE_BAD, "the image has records that can't be used").because(error)
+    })
 }
 
 /// The processes that live, each with its table.
@@ -111,7 +126,10 @@ pub fn tables(image: &Image) -> Result<Vec<(Process, DescriptorTable)>> {
     for process in all::<Process>(image)? {
         let Some(living) = &process.living else { continue };
         let Some(table) = tables.iter().find(|table| table.id == living.descriptor_table) else {
-            return Err(Error::new(code::IMAGE_BAD, "a process has a descriptor table that is not in the image"));
+            return Err(Error::new(
+                code::IMAGE_BAD,
+                "a process has a descriptor table that is not in the image",
+            ));
         };
         let table = table.clone();
         found.push((process, table));

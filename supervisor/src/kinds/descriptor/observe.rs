@@ -96,7 +96,9 @@ impl Search {
                 continue;
             }
             let holder = Holder { process: index, pid: process.pid, number };
-            let Some((place, info)) = problems.take(self.descriptor(frozen, process, holder)) else { continue };
+            let Some((place, info)) = problems.take(self.descriptor(frozen, process, holder)) else {
+                continue;
+            };
             let description = self.opened[place].description.id;
             self.locks.extend(info.locks.iter().map(|&line| SeenLock { holder, description, line }));
             descriptors.push(Descriptor {
@@ -163,7 +165,8 @@ impl Search {
         if !opened.is_path_only() {
             opened.description.owner = owner(frozen, &opened)?;
             let signal = file::signal(opened.file.as_fd());
-            opened.description.signal = signal.map_err(|errno| opened.failed("asking for its signal", errno))?;
+            opened.description.signal =
+                signal.map_err(|errno| opened.failed("asking for its signal", errno))?;
         }
         Ok(opened)
     }

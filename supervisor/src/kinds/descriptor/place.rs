@@ -85,11 +85,11 @@ fn batch(moves: &[Move], sent: &[i32]) -> Batch {
             );
         } else {
             let flag = if descriptor.close_on_exec { libc::O_CLOEXEC } else { 0 };
-            batch.must("giving a descriptor its number", libc::SYS_dup3, [
-                from,
-                descriptor.number.into(),
-                flag.into(),
-            ]);
+            batch.must(
+                "giving a descriptor its number",
+                libc::SYS_dup3,
+                [from, descriptor.number.into(), flag.into()],
+            );
             batch.must("closing a descriptor that was moved", libc::SYS_close, [from]);
         }
     }
@@ -162,10 +162,8 @@ mod tests {
     #[test]
     fn a_descriptor_in_its_place_is_not_moved() {
         let descriptor = |number| Descriptor { number, close_on_exec: true, description: DescriptionId(0) };
-        let moves = [
-            Move { descriptor: descriptor(0), arrives: 0 },
-            Move { descriptor: descriptor(9), arrives: 1 },
-        ];
+        let moves =
+            [Move { descriptor: descriptor(0), arrives: 0 }, Move { descriptor: descriptor(9), arrives: 1 }];
         let batch = batch(&moves, &[10, 11]);
         let numbers: Vec<u64> = batch.calls.iter().map(|call| call.number).collect();
         let expected = [libc::SYS_dup3, libc::SYS_close, libc::SYS_fcntl];

@@ -21,9 +21,8 @@ const NOT_FOR_OPEN: i32 = libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC | libc::O
 /// [`code::DESCRIPTOR_RESTORE`] with the kernel's reason; see fcntl(2).
 pub fn keep(restoring: &mut Restoring<'_>, description: &Description, made: OwnedFd) -> Result<()> {
     if description.flags & libc::O_PATH.cast_unsigned() == 0 {
-        prepare(restoring, description, made.as_fd()).map_err(|error| {
-            error.about(Subject::path(format!("description {}", description.id)))
-        })?;
+        prepare(restoring, description, made.as_fd())
+            .map_err(|error| error.about(Subject::path(format!("description {}", description.id))))?;
     }
     restoring.descriptions.insert(description.id, made);
     Ok(())
@@ -34,7 +33,8 @@ fn prepare(restoring: &mut Restoring<'_>, description: &Description, made: Borro
     if let Some(owner) = description.owner
         && let Some(owner) = system_owner(restoring, owner)?
     {
-        file::set_owner(made, owner).map_err(|errno| failed("setting who gets the signals of a file", errno))?;
+        file::set_owner(made, owner)
+            .map_err(|errno| failed("setting who gets the signals of a file", errno))?;
     }
     if description.signal != 0 {
         file::set_signal(made, description.signal)
@@ -56,7 +56,9 @@ fn system_owner(restoring: &mut Restoring<'_>, owner: Owner) -> Result<Option<fi
         Owner::Group(group) => (2, TaskId(group)),
     };
     if sort == 2 && !restoring.puppets.contains_key(&task) {
-        restoring.degraded.push(format!("a file sends its signals to process group {task}, which is not here"));
+        restoring
+            .degraded
+            .push(format!("a file sends its signals to process group {task}, which is not here"));
         return Ok(None);
     }
     Ok(Some(file::Owner { sort, id: restoring.system_id(task)? }))

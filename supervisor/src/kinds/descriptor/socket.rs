@@ -199,7 +199,9 @@ fn peek(opened: &Opened, length: usize) -> Result<Option<Message>> {
         return Err(opened.refuse(code::SOCKET_STATE, word).hint("dump it when the receiver has taken them"));
     }
     if received.flags.contains(rustix::net::ReturnFlags::TRUNC) {
-        return Err(opened.refuse(code::SOCKET_STATE, "a message that is longer than 4 MiB waits in a socket"));
+        return Err(
+            opened.refuse(code::SOCKET_STATE, "a message that is longer than 4 MiB waits in a socket")
+        );
     }
     data.truncate(received.bytes);
     let source = received.address.and_then(|address| rustix::net::SocketAddrUnix::try_from(address).ok());

@@ -94,12 +94,11 @@ fn start(timer: &TimerDescriptor, number: u32, realtime: i64) -> Batch {
         };
         let words = [timer.interval / SECOND, timer.interval % SECOND, value / SECOND, value % SECOND];
         let setting = batch.words(&words);
-        batch.must("starting a timerfd", libc::SYS_timerfd_settime, [
-            number.into(),
-            flags.into(),
-            setting.into(),
-            0_u64.into(),
-        ]);
+        batch.must(
+            "starting a timerfd",
+            libc::SYS_timerfd_settime,
+            [number.into(), flags.into(), setting.into(), 0_u64.into()],
+        );
     }
     if timer.ticks != 0 {
         let ticks = batch.words(&[timer.ticks]);

@@ -33,9 +33,15 @@ pub fn observe_nameless(records: &mut Records, file: BorrowedFd<'_>, path: &Text
     let size = status.st_size.cast_unsigned();
     let links = u32::try_from(status.st_nlink).unwrap_or(u32::MAX);
     if links > 0 {
-        records.degraded.push(format!("{path}: has other names elsewhere ({links}); restored as a file of its own"));
+        records
+            .degraded
+            .push(format!("{path}: has other names elsewhere ({links}); restored as a file of its own"));
     }
-    records.contents.push(FileContent { owner: PageOwner::NamelessFile(id), file: open_to_read(file)?, size });
+    records.contents.push(FileContent {
+        owner: PageOwner::NamelessFile(id),
+        file: open_to_read(file)?,
+        size,
+    });
     records.push(NamelessFile {
         id,
         path: path.clone(),

@@ -88,8 +88,9 @@ impl MakeNamelessFile {
                 directory.display()
             ));
         }
-        let made = make_nameless(directory)
-            .map_err(|errno| failed("making a file without a name", errno).about(Subject::path(directory.display())))?;
+        let made = make_nameless(directory).map_err(|errno| {
+            failed("making a file without a name", errno).about(Subject::path(directory.display()))
+        })?;
         let file = File::from(made);
         file.set_len(self.file.size).map_err(|error| failed("setting the size of a file", error))?;
         for run in &self.runs {
@@ -147,7 +148,8 @@ fn fill(image: &Image, run: &PageRun, file: &File, size: u64) -> Result<()> {
     let PageSource::Stored { section, page } = run.source else { return Ok(()) };
     let missing = || Error::new(code::IMAGE_BAD, "a page section that a file needs is missing");
     let section = image.page_section(section).ok_or_else(missing)?;
-    let source = page.checked_mul(PAGE).and_then(|offset| section.offset.checked_add(offset)).ok_or_else(missing)?;
+    let source =
+        page.checked_mul(PAGE).and_then(|offset| section.offset.checked_add(offset)).ok_or_else(missing)?;
     let length = run.count.saturating_mul(PAGE).min(size.saturating_sub(run.address));
     let mut buffer = vec![0; usize::try_from(length.min(PORTION)).unwrap_or_default()];
     let mut done = 0;

@@ -23,9 +23,12 @@ pub fn observe(walk: &Walk<'_>, opened: &[&Opened], records: &mut Records) -> Re
             let description = target(walk, set, line, *offset);
             *offset += 1;
             let EpollLine { number, events, data, .. } = *line;
-            targets.extend(
-                problems.take(description).map(|description| EpollTarget { number, description, events, data }),
-            );
+            targets.extend(problems.take(description).map(|description| EpollTarget {
+                number,
+                description,
+                events,
+                data,
+            }));
         }
         targets.sort_by_key(|target| target.number);
         records.push(Epoll { description: set.description.clone(), targets });
@@ -36,7 +39,11 @@ pub fn observe(walk: &Walk<'_>, opened: &[&Opened], records: &mut Records) -> Re
 fn lines(set: &Opened) -> &[EpollLine] {
     match &set.info.detail {
         Detail::Epoll(lines) => lines,
-        Detail::None | Detail::Event { .. } | Detail::Signal { .. } | Detail::Timer(_) | Detail::Inotify(_) => &[],
+        Detail::None
+        | Detail::Event { .. }
+        | Detail::Signal { .. }
+        | Detail::Timer(_)
+        | Detail::Inotify(_) => &[],
     }
 }
 

@@ -38,9 +38,9 @@ pub fn plan_targets(image: &Image, plan: &mut Plan) -> Result<()> {
     }
     let tables = tables(image)?;
     for set in sets {
-        let found = tables.iter().find_map(|(process, table)| {
-            Some((process.id, table, number_of(table, set.description.id)?))
-        });
+        let found = tables
+            .iter()
+            .find_map(|(process, table)| Some((process.id, table, number_of(table, set.description.id)?)));
         let Some((process, table, number)) = found else { continue };
         // Those that are disabled come first: see `disabled`.
         let (disabled, enabled): (Vec<_>, Vec<_>) = set.targets.into_iter().partition(is_disabled);
@@ -131,7 +131,10 @@ impl AddTarget {
             Stands::There => add(&mut batch),
             Stands::Another | Stands::Nothing => {
                 let Some(wanted) = restoring.descriptions.get(&self.target.description) else {
-                    return Err(Error::new(code::INTERNAL, "an epoll set watches something that was not made"));
+                    return Err(Error::new(
+                        code::INTERNAL,
+                        "an epoll set watches something that was not made",
+                    ));
                 };
                 let wanted = batch.descriptor(wanted.as_raw_fd());
                 self.borrow(&mut batch, wanted, add)
@@ -157,23 +160,28 @@ impl AddTarget {
         // Numbers above this are nobody's in a puppet but the stub's.
         let out_of_the_way = self.target.number.max(self.set) + 1;
         let move_away = |batch: &mut Batch, from: Argument| {
-            batch.must("moving a descriptor", libc::SYS_fcntl, [
-                from,
-                libc::F_DUPFD_CLOEXEC.into(),
-                out_of_the_way.into(),
-            ])
+            batch.must(
+                "moving a descriptor",
+                libc::SYS_fcntl,
+                [from, libc::F_DUPFD_CLOEXEC.into(), out_of_the_way.into()],
+            )
         };
         let moved = move_away(batch, wanted);
         batch.must("closing a descriptor that was moved", libc::SYS_close, [wanted]);
         let saved = (self.stands == Stands::Another).then(|| {
-            let flags = batch.must("looking at a descriptor", libc::SYS_fcntl, [number, libc::F_GETFD.into()]);
+            let flags =
+                batch.must("looking at a descriptor", libc::SYS_fcntl, [number, libc::F_GETFD.into()]);
             (move_away(batch, number), flags)
         });
         batch.must("borrowing a number", libc::SYS_dup3, [moved.into(), number, 0_u64.into()]);
         let wait = add(batch);
         if let Some((saved, flags)) = saved {
             batch.must("giving a number back", libc::SYS_dup3, [saved.into(), number, 0_u64.into()]);
-            batch.must("setting close-on-exec", libc::SYS_fcntl, [number, libc::F_SETFD.into(), flags.into()]);
+            batch.must(
+                "setting close-on-exec",
+                libc::SYS_fcntl,
+                [number, libc::F_SETFD.into(), flags.into()],
+            );
             batch.must("closing a descriptor", libc::SYS_close, [saved.into()]);
         } else {
             batch.must("closing a borrowed number", libc::SYS_close, [number]);
@@ -201,11 +209,10 @@ impl AddTarget {
         // struct epoll_event is packed on x86-64: events, then data.
         let event = [&events.to_le_bytes()[..], &self.target.data.to_le_bytes()].concat();
         let event = batch.data(&event);
-        batch.must("adding to an epoll set", libc::SYS_epoll_ctl, [
-            self.set.into(),
-            operation.into(),
-            self.target.number.into(),
-            event.into(),
-        ]);
+        batch.must(
+            "adding to an epoll set",
+            libc::SYS_epoll_ctl,
+            [self.set.into(), operation.into(), self.target.number.into(), event.into()],
+        );
     }
 }

@@ -29,7 +29,8 @@ impl Action for OpenFile {
         let opened = self.open(restoring).map_err(|error| error.about(Subject::path(&self.0.path)))?;
         if self.0.position != 0 {
             let moved = rustix::fs::seek(&opened, SeekFrom::Start(self.0.position));
-            let matters = matches!(self.0.target, Target::Regular { .. } | Target::Nameless(_) | Target::Segment(_));
+            let matters =
+                matches!(self.0.target, Target::Regular { .. } | Target::Nameless(_) | Target::Segment(_));
             if let (Err(errno), true) = (moved, matters) {
                 return Err(self.failed("moving to the position in a file", errno));
             }
@@ -68,7 +69,8 @@ impl OpenFile {
         let path = restoring.path(self.0.path.as_path());
         let flags = self.0.description.flags;
         // What stands there must be known before it is opened: opening a FIFO or a device does something.
-        let found = rustix::fs::lstat(&path).map_err(|errno| self.differs("it can't be found").because(errno))?;
+        let found =
+            rustix::fs::lstat(&path).map_err(|errno| self.differs("it can't be found").because(errno))?;
         self.check(&found)?;
         let opened = restore::open(&path, flags).map_err(|errno| self.failed("opening a file", errno))?;
         let found = rustix::fs::fstat(&opened).map_err(|errno| self.failed("looking at a file", errno))?;
@@ -82,10 +84,12 @@ impl OpenFile {
         let device = (rustix::fs::major(found.st_rdev), rustix::fs::minor(found.st_rdev));
         let size = found.st_size.cast_unsigned();
         match self.0.target {
-            Target::Regular { .. } if file_type != libc::S_IFREG => Err(self.differs("it is no regular file")),
-            Target::Regular { size: wanted, .. } if size < wanted && !self.is_of_the_kernel() => {
-                Err(self.differs("it is shorter than it was").because(format!("{size} bytes instead of {wanted}")))
+            Target::Regular { .. } if file_type != libc::S_IFREG => {
+                Err(self.differs("it is no regular file"))
             }
+            Target::Regular { size: wanted, .. } if size < wanted && !self.is_of_the_kernel() => Err(self
+                .differs("it is shorter than it was")
+                .because(format!("{size} bytes instead of {wanted}"))),
             Target::Directory if file_type != libc::S_IFDIR => Err(self.differs("it is no directory")),
             Target::CharacterDevice { major, minor }
                 if file_type != libc::S_IFCHR || device != (major, minor) =>

@@ -28,8 +28,12 @@ pub fn claims(opened: &Opened) -> bool {
         socket::number_option(opened.file.as_fd(), SOCKET, name.cast_unsigned()).map_or(-1, u32::cast_signed)
     };
     match (option(libc::SO_DOMAIN), option(libc::SO_PROTOCOL)) {
-        (libc::AF_INET | libc::AF_INET6, protocol) => matches!(protocol, libc::IPPROTO_TCP | libc::IPPROTO_UDP),
-        (libc::AF_NETLINK, protocol) => protocol == libc::NETLINK_ROUTE || protocol == libc::NETLINK_KOBJECT_UEVENT,
+        (libc::AF_INET | libc::AF_INET6, protocol) => {
+            matches!(protocol, libc::IPPROTO_TCP | libc::IPPROTO_UDP)
+        }
+        (libc::AF_NETLINK, protocol) => {
+            protocol == libc::NETLINK_ROUTE || protocol == libc::NETLINK_KOBJECT_UEVENT
+        }
         _ => false,
     }
 }
@@ -108,7 +112,12 @@ pub fn parse_address(bytes: &[u8]) -> Option<Address> {
             let port = u16::from_be_bytes(half(bytes, 2)?);
             let flow = u32::from_be_bytes(word(bytes, 4)?);
             let scope = u32::from_ne_bytes(word(bytes, 24)?);
-            Some(Address::Internet(SocketAddr::V6(SocketAddrV6::new(Ipv6Addr::from(octets), port, flow, scope))))
+            Some(Address::Internet(SocketAddr::V6(SocketAddrV6::new(
+                Ipv6Addr::from(octets),
+                port,
+                flow,
+                scope,
+            ))))
         }
         libc::AF_NETLINK => Some(Address::Netlink {
             port: u32::from_ne_bytes(word(bytes, 4)?),

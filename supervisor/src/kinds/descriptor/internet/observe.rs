@@ -48,7 +48,9 @@ fn connection(opened: &Opened, records: &mut Records) -> Result<Connection> {
     };
     let wanted = match family.cast_signed() {
         libc::AF_NETLINK => levels(NETLINK_OPTIONS),
-        _ => [levels(&[(libc::SOL_SOCKET, libc::SO_REUSEADDR)]), levels(BEFORE_BIND), levels(OPTIONS)].concat(),
+        _ => {
+            [levels(&[(libc::SOL_SOCKET, libc::SO_REUSEADDR)]), levels(BEFORE_BIND), levels(OPTIONS)].concat()
+        }
     };
     Ok(Connection {
         id: SocketId(opened.description.id.0),
@@ -87,7 +89,8 @@ fn tcp_state(opened: &Opened, local: Option<Address>, peer: Option<Address>) -> 
         }
         Some(&TCP_LISTEN) => Ok(ConnectionState::Listening { backlog: number(TCP_INFO_BACKLOG) }),
         _ => {
-            let word = |address: Option<Address>| address.map_or("?".to_owned(), |address| address.to_string());
+            let word =
+                |address: Option<Address>| address.map_or("?".to_owned(), |address| address.to_string());
             let what = format!("a TCP connection from {} to {}", word(local), word(peer));
             Err(opened.refuse(code::SOCKET_STATE, what))
         }

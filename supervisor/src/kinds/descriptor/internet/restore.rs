@@ -55,9 +55,13 @@ impl MakeSocket {
         let Connection { family, socket_type, protocol, local, state, options, .. } = &self.0;
         let protocol = NonZeroU32::new(*protocol).map(Protocol::from_raw);
         let family = AddressFamily::from_raw(u16::try_from(*family).unwrap_or(u16::MAX));
-        let made =
-            rustix::net::socket_with(family, SocketType::from_raw(*socket_type), SocketFlags::CLOEXEC, protocol)
-                .map_err(|error| failed("making a socket", errno(error)))?;
+        let made = rustix::net::socket_with(
+            family,
+            SocketType::from_raw(*socket_type),
+            SocketFlags::CLOEXEC,
+            protocol,
+        )
+        .map_err(|error| failed("making a socket", errno(error)))?;
         let is_early = |option: &&SocketOption| {
             let key = (option.level.cast_signed(), option.name.cast_signed());
             BEFORE_BIND.contains(&key)
@@ -85,7 +89,8 @@ impl MakeSocket {
     /// Gives it its address, although connections that have ended may still linger there.
     fn bind(&self, made: &OwnedFd, local: &Address) -> Result<()> {
         let is_stream = self.0.socket_type.cast_signed() == libc::SOCK_STREAM;
-        let wanted = self.0.options.iter().find(|option| (option.level, option.name) == (SOCKET, SO_REUSEADDR));
+        let wanted =
+            self.0.options.iter().find(|option| (option.level, option.name) == (SOCKET, SO_REUSEADDR));
         let reuse = |value: &[u8]| {
             socket::set_option(made.as_fd(), SOCKET, SO_REUSEADDR, value)
                 .map_err(|errno| failed("setting SO_REUSEADDR", errno))

@@ -31,7 +31,9 @@ pub fn observe(_walk: &Walk<'_>, opened: &[&Opened], records: &mut Records) -> R
 fn pipe(id: PipeId, ends: &[&Opened], records: &mut Records) -> Result<()> {
     let Some(&first) = ends.first() else { return Ok(()) };
     let is_fifo = first.link.0.starts_with(b"/");
-    if is_fifo && rustix::fs::stat(first.link.as_path()).map(|found| (found.st_dev, found.st_ino)) != Ok(first.inode())
+    if is_fifo
+        && rustix::fs::stat(first.link.as_path()).map(|found| (found.st_dev, found.st_ino))
+            != Ok(first.inode())
     {
         return Err(first.refuse(code::DESCRIPTOR_KIND, "a FIFO whose name is gone"));
     }
@@ -83,7 +85,11 @@ fn check_other_side(ends: &[&Opened]) -> Result<()> {
 }
 
 /// A copy of what waits in a pipe. Each message is what one read gives: a packet, or all that comes before one.
-fn waiting(reader: &OwnedFd, capacity: usize, packets: bool) -> std::result::Result<Vec<Message>, rustix::io::Errno> {
+fn waiting(
+    reader: &OwnedFd,
+    capacity: usize,
+    packets: bool,
+) -> std::result::Result<Vec<Message>, rustix::io::Errno> {
     let length = usize::try_from(rustix::io::ioctl_fionread(reader)?).unwrap_or(usize::MAX);
     if length == 0 {
         return Ok(Vec::new());

@@ -46,8 +46,11 @@ impl Action for MakePipe {
             None => rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(failed("making a pipe"))?,
         };
         let capacity = usize::try_from(self.pipe.capacity).unwrap_or(usize::MAX);
-        if rustix::pipe::fcntl_getpipe_size(&writer).map_err(failed("asking for the capacity of a pipe"))? != capacity {
-            rustix::pipe::fcntl_setpipe_size(&writer, capacity).map_err(failed("setting the capacity of a pipe"))?;
+        if rustix::pipe::fcntl_getpipe_size(&writer).map_err(failed("asking for the capacity of a pipe"))?
+            != capacity
+        {
+            rustix::pipe::fcntl_setpipe_size(&writer, capacity)
+                .map_err(failed("setting the capacity of a pipe"))?;
         }
         self.fill(&reader, &writer).map_err(failed("filling a pipe"))?;
         // What was made is the first description of each side of a pipe; others are opened by `/proc`, without waiting,
@@ -62,12 +65,15 @@ impl Action for MakePipe {
                 continue;
             }
             let flags = (end.flags | libc::O_NONBLOCK.cast_unsigned()) & !libc::O_DIRECT.cast_unsigned();
-            let made = restore::open_again(side.as_fd(), flags).map_err(failed("opening an end of a pipe"))?;
-            restore::keep(restoring, end, made).map_err(|error| error.about(Subject::path(self.pipe.name())))?;
+            let made =
+                restore::open_again(side.as_fd(), flags).map_err(failed("opening an end of a pipe"))?;
+            restore::keep(restoring, end, made)
+                .map_err(|error| error.about(Subject::path(self.pipe.name())))?;
         }
         for (end, made) in [(first_reader, reader), (first_writer, writer)] {
             let Some(end) = end else { continue };
-            restore::keep(restoring, end, made).map_err(|error| error.about(Subject::path(self.pipe.name())))?;
+            restore::keep(restoring, end, made)
+                .map_err(|error| error.about(Subject::path(self.pipe.name())))?;
         }
         Ok(())
     }
@@ -85,7 +91,8 @@ impl MakePipe {
                 .about(Subject::path(path.display())));
         }
         let failed = |errno| {
-            Error::system(code::DESCRIPTOR_RESTORE, "opening a FIFO", errno).about(Subject::path(path.display()))
+            Error::system(code::DESCRIPTOR_RESTORE, "opening a FIFO", errno)
+                .about(Subject::path(path.display()))
         };
         let both = restore::open(path, (libc::O_RDWR | libc::O_NONBLOCK).cast_unsigned()).map_err(failed)?;
         let other = rustix::io::fcntl_dupfd_cloexec(&both, 0).map_err(failed)?;

@@ -8,8 +8,8 @@ use crate::records::Records;
 use crate::sys::terminal;
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
-use vckpt_image_format::{TaskId, TerminalId};
 use vckpt_image_format::record::terminal::{Modes, Terminal, TerminalDescription};
+use vckpt_image_format::{TaskId, TerminalId};
 
 /// Gives a record for each terminal.
 ///
@@ -22,10 +22,9 @@ pub fn observe(walk: &Walk<'_>, opened: &[&Opened], records: &mut Records) -> Re
         match terminal::device(opened.file.as_fd()) {
             Ok(device) => terminals.entry(device).or_default().push(opened),
             Err(errno) => problems.push(
-                opened
-                    .refuse(code::DESCRIPTOR_KIND, "a terminal that was hung up")
-                    .because(errno)
-                    .hint("start the program without a terminal (setsid, output into a file), or keep it open"),
+                opened.refuse(code::DESCRIPTOR_KIND, "a terminal that was hung up").because(errno).hint(
+                    "start the program without a terminal (setsid, output into a file), or keep it open",
+                ),
             ),
         }
     }
@@ -39,7 +38,8 @@ pub fn observe(walk: &Walk<'_>, opened: &[&Opened], records: &mut Records) -> Re
 }
 
 fn look(walk: &Walk<'_>, id: TerminalId, descriptions: &[&Opened]) -> Result<Terminal> {
-    let Some(first) = descriptions.iter().find(|opened| !is_controlling(opened)).or(descriptions.first()) else {
+    let Some(first) = descriptions.iter().find(|opened| !is_controlling(opened)).or(descriptions.first())
+    else {
         return Err(crate::Error::new(code::INTERNAL, "a terminal without a descriptor"));
     };
     let failed = |errno| first.failed("looking at a terminal", errno);
@@ -75,7 +75,8 @@ fn look(walk: &Walk<'_>, id: TerminalId, descriptions: &[&Opened]) -> Result<Ter
 /// The leader of the session that has it as its controlling terminal, and the foreground group, as far as they are in
 /// the tree. The terminal itself tells that only to members of the session; `/proc` tells it of each of them.
 fn users(walk: &Walk<'_>, descriptions: &[&Opened]) -> (Option<TaskId>, Option<u32>) {
-    let Some(device) = descriptions.iter().find_map(|opened| terminal::device(opened.file.as_fd()).ok()) else {
+    let Some(device) = descriptions.iter().find_map(|opened| terminal::device(opened.file.as_fd()).ok())
+    else {
         return (None, None);
     };
     let pids = descriptions.iter().flat_map(|opened| &opened.holders).map(|holder| holder.pid);

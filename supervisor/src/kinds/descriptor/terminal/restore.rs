@@ -9,8 +9,8 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use rustix::process::Pid;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use vckpt_image_format::{Image, TaskId};
 use vckpt_image_format::record::terminal::{Modes, Terminal};
+use vckpt_image_format::{Image, TaskId};
 
 /// Adds a step for each terminal.
 ///
@@ -38,7 +38,8 @@ impl Action for OpenTerminal {
         })?;
         let about = |error: Box<Error>| error.about(Subject::path(path.display()));
         let failed = |errno: rustix::io::Errno| {
-            Error::system(code::DESCRIPTOR_RESTORE, "opening the terminal", errno).about(Subject::path(path.display()))
+            Error::system(code::DESCRIPTOR_RESTORE, "opening the terminal", errno)
+                .about(Subject::path(path.display()))
         };
         for opened in &self.0.descriptions {
             // Without waiting for a line; the flag is set as it was afterwards.
@@ -71,13 +72,17 @@ impl Action for GiveForeground {
             return Ok(());
         }
         let leader = restoring.system_id(self.group)?;
-        let Some(group) = Pid::from_raw(leader).and_then(|leader| rustix::process::getpgid(Some(leader)).ok()) else {
+        let Some(group) =
+            Pid::from_raw(leader).and_then(|leader| rustix::process::getpgid(Some(leader)).ok())
+        else {
             return Ok(());
         };
         // A group of another session can't be there; the application is then in a session of its own.
         match rustix::termios::tcsetpgrp(&own, group) {
             Ok(()) | Err(rustix::io::Errno::PERM) => Ok(()),
-            Err(errno) => Err(Error::system(code::DESCRIPTOR_RESTORE, "giving the terminal to the application", errno)),
+            Err(errno) => {
+                Err(Error::system(code::DESCRIPTOR_RESTORE, "giving the terminal to the application", errno))
+            }
         }
     }
 }

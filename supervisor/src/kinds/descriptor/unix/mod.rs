@@ -44,7 +44,8 @@ pub fn name(address: &[u8]) -> Option<&[u8]> {
 #[must_use]
 pub fn address(name: &[u8]) -> Vec<u8> {
     let family = u16::try_from(libc::AF_UNIX).unwrap_or_default().to_ne_bytes();
-    let end: &[u8] = if name.first().is_some_and(|&byte| byte != 0) && name.len() < 108 { b"\0" } else { b"" };
+    let end: &[u8] =
+        if name.first().is_some_and(|&byte| byte != 0) && name.len() < 108 { b"\0" } else { b"" };
     [&family, name, end].concat()
 }
 

@@ -52,12 +52,14 @@ impl Look {
         })?;
         let file = opened.file.as_fd();
         let failed = |errno| opened.failed("looking at a unix socket", errno);
-        let socket_type =
-            match socket::number_option(file, SOCKET, libc::SO_TYPE.cast_unsigned()).map_err(failed)?.cast_signed() {
-                libc::SOCK_STREAM => SocketType::Stream,
-                libc::SOCK_DGRAM => SocketType::Datagram,
-                _ => SocketType::SequencedPacket,
-            };
+        let socket_type = match socket::number_option(file, SOCKET, libc::SO_TYPE.cast_unsigned())
+            .map_err(failed)?
+            .cast_signed()
+        {
+            libc::SOCK_STREAM => SocketType::Stream,
+            libc::SOCK_DGRAM => SocketType::Datagram,
+            _ => SocketType::SequencedPacket,
+        };
         let address = socket::local_address(file).map_err(failed)?;
         let address = name(&address).map(Text::from);
         if address.as_ref().is_some_and(|name| !matches!(name.0.first(), Some(0 | b'/'))) {
@@ -138,7 +140,9 @@ impl Look {
 fn outside(opened: &Opened, peer: u32, name: Option<Text>) -> Box<Error> {
     let name = name.map(|name| format!(" at {name}")).unwrap_or_default();
     let what = format!("a unix socket whose peer, socket:[{peer}]{name}, is outside of the dumped tree");
-    opened.refuse(code::SOCKET_STATE, what).hint("dump a process above both ends, or close the connection first")
+    opened
+        .refuse(code::SOCKET_STATE, what)
+        .hint("dump a process above both ends, or close the connection first")
 }
 
 fn is_readable(opened: &Opened) -> bool {

@@ -67,7 +67,10 @@ impl Action for MakeUnixSockets {
         // Those that lose their peer now have got what it sent.
         for socket in &self.sockets {
             let Some(new) = made.remove(&socket.id) else {
-                return Err(about(Error::new(code::IMAGE_BAD, "a unix socket has a peer that has another"), socket));
+                return Err(about(
+                    Error::new(code::IMAGE_BAD, "a unix socket has a peer that has another"),
+                    socket,
+                ));
             };
             finish(socket, &new).map_err(|error| about(error, socket))?;
             restore::keep(restoring, &socket.description, new).map_err(|error| about(error, socket))?;
@@ -118,7 +121,8 @@ fn alone(socket: &UnixSocket) -> Result<OwnedFd> {
     }
     if let UnixState::Listening { backlog } = socket.state {
         let backlog = i32::try_from(backlog).unwrap_or(i32::MAX);
-        rustix::net::listen(&new, backlog).map_err(|error| failed("listening at a unix socket", errno(error)))?;
+        rustix::net::listen(&new, backlog)
+            .map_err(|error| failed("listening at a unix socket", errno(error)))?;
     }
     Ok(new)
 }
@@ -127,18 +131,20 @@ fn alone(socket: &UnixSocket) -> Result<OwnedFd> {
 fn bind(new: BorrowedFd<'_>, name: &Text, socket: &UnixSocket) -> Result<()> {
     let is_path = name.0.first() == Some(&b'/');
     let to = address(&name.0);
-    if is_path
-        && let Ok(found) = rustix::fs::lstat(name.as_path())
-    {
+    if is_path && let Ok(found) = rustix::fs::lstat(name.as_path()) {
         if found.st_mode & libc::S_IFMT != libc::S_IFSOCK {
-            return Err(Error::new(code::FILE_DIFFERS, "there is something else where the file of a socket was")
-                .about(Subject::path(name)));
+            return Err(Error::new(
+                code::FILE_DIFFERS,
+                "there is something else where the file of a socket was",
+            )
+            .about(Subject::path(name)));
         }
         let probe = new_socket(socket)?;
         if socket::connect(probe.as_fd(), &to) != Err(Errno::ECONNREFUSED) {
             return Err(taken(name));
         }
-        rustix::fs::unlink(name.as_path()).map_err(|error| failed("replacing the file of a socket", errno(error)))?;
+        rustix::fs::unlink(name.as_path())
+            .map_err(|error| failed("replacing the file of a socket", errno(error)))?;
     }
     socket::bind(new, &to).map_err(|errno| {
         if errno == Errno::EADDRINUSE {
@@ -153,7 +159,8 @@ fn bind(new: BorrowedFd<'_>, name: &Text, socket: &UnixSocket) -> Result<()> {
 }
 
 fn taken(name: &Text) -> Box<Error> {
-    Error::new(code::ADDRESS_TAKEN, "somebody else has the address of a unix socket").about(Subject::path(name))
+    Error::new(code::ADDRESS_TAKEN, "somebody else has the address of a unix socket")
+        .about(Subject::path(name))
 }
 
 /// The file of a socket as it was: gone, or with its owner and permissions.
@@ -197,10 +204,16 @@ impl MakeUnixSockets {
             self.sockets.iter().find(is_it).and_then(|listener| made.get(&listener.id))
         };
         if first.address.is_none() && second.address.is_none() {
-            return rustix::net::socketpair(AddressFamily::UNIX, socket_type(first), SocketFlags::CLOEXEC, None)
-                .map_err(|error| failed("making a pair of unix sockets", errno(error)));
+            return rustix::net::socketpair(
+                AddressFamily::UNIX,
+                socket_type(first),
+                SocketFlags::CLOEXEC,
+                None,
+            )
+            .map_err(|error| failed("making a pair of unix sockets", errno(error)));
         }
-        let first_accepted = listener_of(first).is_some() || (second.address.is_none() && listener_of(second).is_none());
+        let first_accepted =
+            listener_of(first).is_some() || (second.address.is_none() && listener_of(second).is_none());
         let (client, server) = if first_accepted { (second, first) } else { (first, second) };
         let (client_end, server_end) = accepted(client, server, listener_of(server))?;
         Ok(if first_accepted { (server_end, client_end) } else { (client_end, server_end) })
@@ -215,12 +228,17 @@ impl MakeUnixSockets {
                 made.insert(socket.id, orphan);
                 return Ok(());
             }
-            UnixState::Connected { .. } if !is_alone(socket) && made.contains_key(&socket.id) => return Ok(()),
+            UnixState::Connected { .. } if !is_alone(socket) && made.contains_key(&socket.id) => {
+                return Ok(());
+            }
             UnixState::Connected { peer } => self.by_id(*peer).and_then(|peer| peer.address.clone()),
             UnixState::ConnectedOutside { address } => Some(address.clone()),
         };
         let Some(to) = to else {
-            return Err(Error::new(code::IMAGE_BAD, "a unix socket is connected with one that has no address"));
+            return Err(Error::new(
+                code::IMAGE_BAD,
+                "a unix socket is connected with one that has no address",
+            ));
         };
         let new = match made.entry(socket.id) {
             Entry::Occupied(found) => found.into_mut(),
@@ -257,7 +275,8 @@ impl MakeUnixSockets {
         let to = match &socket.state {
             UnixState::Orphaned => return Ok(()),
             UnixState::Connected { peer } => {
-                let peer = self.by_id(*peer).filter(|peer| peer.state == UnixState::Connected { peer: socket.id });
+                let peer =
+                    self.by_id(*peer).filter(|peer| peer.state == UnixState::Connected { peer: socket.id });
                 if let Some(peer) = peer.and_then(|peer| made.get(&peer.id)) {
                     return send_all(peer.as_fd(), messages, &[])
                         .map_err(|errno| failed("filling a unix socket", errno));
@@ -283,14 +302,20 @@ impl MakeUnixSockets {
                 .map_err(|errno| failed("filling a unix socket", errno))?;
         }
         if nameless > 0 {
-            restoring.degraded.push(format!("{}: {nameless} messages have lost their sender's name", socket.name()));
+            restoring
+                .degraded
+                .push(format!("{}: {nameless} messages have lost their sender's name", socket.name()));
         }
         Ok(())
     }
 }
 
 /// A connected pair whose server side was accepted at its address: by the listener, or by one that is made for it.
-fn accepted(client: &UnixSocket, server: &UnixSocket, listener: Option<&OwnedFd>) -> Result<(OwnedFd, OwnedFd)> {
+fn accepted(
+    client: &UnixSocket,
+    server: &UnixSocket,
+    listener: Option<&OwnedFd>,
+) -> Result<(OwnedFd, OwnedFd)> {
     let Some(name) = &server.address else {
         return Err(Error::new(code::INTERNAL, "a unix socket without an address has accepted a connection"));
     };
@@ -302,7 +327,8 @@ fn accepted(client: &UnixSocket, server: &UnixSocket, listener: Option<&OwnedFd>
         // The file must be there to be connected to; `dress` comes last.
         let with_file = UnixSocket { file: server.file.or(Some((0o600, 0, 0))), ..server.clone() };
         bind(temporary.as_fd(), name, &with_file)?;
-        rustix::net::listen(&temporary, 1).map_err(|error| failed("listening at a unix socket", errno(error)))?;
+        rustix::net::listen(&temporary, 1)
+            .map_err(|error| failed("listening at a unix socket", errno(error)))?;
         &temporary
     };
     let client_end = new_socket(client)?;
