@@ -254,8 +254,9 @@ fn free_borrowers(tree: &mut StoppedTree, moving: &mut BTreeMap<i32, (i32, Runni
             {
                 moving.insert(child, (task.pid, task.stopped.resume(0)?));
             } else if !tree.tasks.contains_key(&child) && !moving.contains_key(&child) {
-                // Not seen before: it is attached in the next round.
+                // Not seen before: if it borrows memory, it is let go on when it has stopped.
                 let Ok(running) = Running::seize(child, OPTIONS) else { continue };
+                let _ = running.interrupt();
                 moving.insert(child, (child, running));
             }
         }

@@ -17,7 +17,6 @@ const STATUS: &[&str] = &[
     "Umask",
     "Uid",
     "Gid",
-    "FDSize",
     "Groups",
     "Kthread",
     "SigBlk",
