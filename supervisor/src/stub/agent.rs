@@ -16,7 +16,7 @@ use std::os::fd::BorrowedFd;
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 use crate::waits::before::Before;
-use crate::waits::{self, RESTART_NO_HANDLER, resume};
+use crate::waits::{self, RESTART_NO_HANDLER, resume, updated};
 use vckpt_image_format::record::lightweight_process::Wait;
 use vckpt_parasite::protocol::{self, Boot, mode};
 
@@ -361,6 +361,9 @@ impl Agent {
                         write_exact(memory, *address, bytes)?;
                     }
                     stopped.set_registers(&resume.registers)?;
+                } else {
+                    // A time-out that can't be written any more is the program's own affair.
+                    let _ = updated::shorten(memory, &self.registers, self.passed());
                 }
                 stopped.detach(0)
             }
@@ -372,8 +375,12 @@ impl Agent {
     /// time in which it got no processor.
     fn wait_that_is_left(&self) -> Option<Wait> {
         let wait = self.wait?;
-        let passed = u64::try_from(self.prepared_at.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        Some(Wait { remaining: wait.remaining.saturating_sub(passed), ..wait })
+        Some(Wait { remaining: wait.remaining.saturating_sub(self.passed()), ..wait })
+    }
+
+    /// How long the thread stands still, in nanoseconds.
+    fn passed(&self) -> u64 {
+        u64::try_from(self.prepared_at.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 
     /// Waits for the end of a thread that was killed.

@@ -4,7 +4,7 @@
 //! classes:
 //!
 //! - The deadline is absolute, or the kernel writes what is left to where the call reads it (`ppoll`, `pselect6`,
-//!   `select`): made again, the call is right.
+//!   `select`): made again, the call is right, see [`updated`].
 //! - The kernel keeps the deadline in a *restart block* (`nanosleep`, `poll`, relative `futex`;
 //!   `-ERESTART_RESTARTBLOCK`): the same task goes on rightly by itself. Nobody can read a restart block, so when it was
 //!   first seen, a [`note`] with the deadline is left below the red zone of the task's stack, where the next dump finds
@@ -19,6 +19,7 @@ pub mod before;
 pub mod call;
 pub mod note;
 pub mod resume;
+pub mod updated;
 
 use crate::sys::ptrace::Registers;
 use before::Before;
