@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 /// A task that was found.
 #[derive(Debug)]
-pub struct StoppedTask {
+pub(super) struct StoppedTask {
     /// The process it belongs to.
     pub pid: i32,
     /// It stands still.
@@ -23,7 +23,7 @@ pub struct StoppedTask {
 
 /// A tree that stands still.
 #[derive(Debug, Default)]
-pub struct StoppedTree {
+pub(super) struct StoppedTree {
     /// The tasks by ID.
     pub tasks: BTreeMap<i32, StoppedTask>,
     /// Processes of the tree that have ended and were not waited for, with their parents.
@@ -48,7 +48,7 @@ const VFORK_SUSPICION: Duration = Duration::from_millis(2);
 ///
 /// # Errors
 /// [`code::NOT_PERMITTED`], [`code::ALREADY_TRACED`], [`code::FREEZE_TIMEOUT`], [`code::TREE_UNSETTLED`].
-pub fn stop_tree(root: i32, deadline: Instant) -> Result<StoppedTree> {
+pub(super) fn stop_tree(root: i32, deadline: Instant) -> Result<StoppedTree> {
     let mut tree = StoppedTree::default();
     let mut moving: BTreeMap<i32, (i32, Running)> = BTreeMap::new();
     tree.parents.insert(root, None);

@@ -47,7 +47,7 @@ pub fn preflight(pid: i32) -> Result<()> {
 ///
 /// # Errors
 /// Everything that can't be dumped, all at once.
-pub fn survey(root: i32, tree: StoppedTree) -> Result<Frozen> {
+pub(super) fn survey(root: i32, tree: StoppedTree) -> Result<Frozen> {
     let mut problems = Problems::new();
     let StoppedTree { tasks, zombies, parents, .. } = tree;
     let mut groups: BTreeMap<i32, Vec<Agent>> = BTreeMap::new();

@@ -307,7 +307,7 @@ impl Agent {
         let Some(injected) = self.injected.take() else { return Ok(()) };
         let running = match std::mem::replace(&mut self.state, State::Gone) {
             State::Running(running) => running,
-            other => {
+            other @ (State::Stopped(_) | State::Gone) => {
                 self.state = other;
                 return Err(
                     Error::new(code::INTERNAL, "a stub in a task that does not run").about(self.subject())
