@@ -10,7 +10,7 @@ use crate::error::{Error, Result, Subject, code};
 use crate::sys::process;
 use crate::sys::ptrace::Registers;
 use crate::tracee::sigframe::{self, Gadgets, WayHome};
-use crate::tracee::{Running, Stop, Stopped};
+use crate::tracee::{Running, Stop, Stopped, restartable};
 use std::fs::File;
 use std::os::fd::BorrowedFd;
 use std::os::unix::fs::FileExt;
@@ -88,13 +88,19 @@ impl Agent {
             registers.rax = RESTART_NO_HANDLER.cast_unsigned();
             stopped.set_registers(&registers)?;
         }
+        let rseq = crate::sys::ptrace::rseq(stopped.tid()).unwrap_or_default();
+        if let Some(pointer) = restartable::abort(stopped.tid(), rseq.0, &mut registers) {
+            stopped.set_registers(&registers)?;
+            // The kernel clears it by itself if this fails: the task is not in the sequence any more.
+            let _ = process::write_memory(stopped.tid(), pointer, &[0; 8]);
+        }
         Ok(Self {
             tid: stopped.tid(),
             xstate: stopped.xstate()?,
             signal_mask: stopped.signal_mask()?,
             pending: stopped.pending_signals(false)?,
             shared_pending: stopped.pending_signals(true)?,
-            rseq: crate::sys::ptrace::rseq(stopped.tid()).unwrap_or_default(),
+            rseq,
             wait,
             prepared_at: Instant::now(),
             gadgets: None,
