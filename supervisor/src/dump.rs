@@ -1,10 +1,12 @@
 //! Dumping a tree of processes: freeze, observe, store, and then end it or let it go on.
 
+use crate::error::code::Class;
 use crate::error::{Error, Problems, Result, Subject, code};
 use crate::freeze;
 use crate::frozen::Frozen;
 use crate::kinds::KINDS;
 use crate::output::ImageFile;
+use crate::proc::stat;
 use crate::progress::Progress;
 use crate::records::Records;
 use crate::store;
@@ -95,9 +97,12 @@ pub fn dump(request: Request, progress: &mut dyn FnMut(Progress)) -> Result<Repo
     let (sink, file) = open(request.output, request.pid, request.force)?;
     progress(Progress { phase: "freeze", done: 0, total: 0 });
     let frozen_at = Instant::now();
-    let mut frozen = freeze::freeze(request.pid, request.freeze_timeout)?;
+    let mut members = vec![request.pid];
+    let frozen = freeze::freeze(request.pid, request.freeze_timeout);
+    let mut frozen = frozen.map_err(|error| or_the_end(error, &members))?;
+    members.extend(frozen.living().map(|process| process.pid));
     debug!(processes = frozen.processes.len(), elapsed = ?frozen_at.elapsed(), "frozen");
-    let records = observe(&mut frozen)?;
+    let records = observe(&mut frozen).map_err(|error| or_the_end(error, &members))?;
     debug!(records = records.records.len(), elapsed = ?frozen_at.elapsed(), "observed");
     let degraded = records.degraded.clone();
     let root = frozen.processes.first();
@@ -113,7 +118,8 @@ pub fn dump(request: Request, progress: &mut dyn FnMut(Progress)) -> Result<Repo
         image_bytes: 0,
         degraded,
     };
-    let (mut sink, stored) = store::store(&records, sink, progress)?;
+    let stored = store::store(&records, sink, progress);
+    let (mut sink, stored) = stored.map_err(|error| or_the_end(error, &members))?;
     drop(records);
     sink.flush().map_err(|error| Error::system(code::IMAGE_WRITE, "writing the image", error))?;
     drop(sink);
@@ -140,6 +146,22 @@ pub fn dump(request: Request, progress: &mut dyn FnMut(Progress)) -> Result<Repo
     }
     report.total = begin.elapsed();
     Ok(report)
+}
+
+/// What fails because a process of the tree has ended is about that, whatever it was that failed first.
+fn or_the_end(error: Box<Error>, members: &[i32]) -> Box<Error> {
+    let by_the_end = [Class::Internal, Class::Host, Class::Timeout, Class::TargetLost];
+    let has_ended = |pid: i32| {
+        let stat = crate::proc::read::file(pid, "stat").ok();
+        stat.as_deref().and_then(stat::parse).is_none_or(|stat| matches!(stat.state, b'Z' | b'X'))
+    };
+    let Some(&pid) = members.iter().find(|&&pid| has_ended(pid)) else { return error };
+    if !by_the_end.contains(&error.code.class) {
+        return error;
+    }
+    Error::new(code::TARGET_DIED, "the process ended while it was being dumped")
+        .because(error)
+        .about(Subject { task: Some(pid.cast_unsigned()), ..Subject::default() })
 }
 
 fn open(output: Output, pid: i32, force: bool) -> Result<(Box<dyn Write>, Option<ImageFile>)> {

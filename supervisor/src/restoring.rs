@@ -7,8 +7,6 @@ use crate::namespaces;
 use crate::plan::Stage;
 use crate::stub::batch::{Batch, Outcome};
 use crate::stub::puppet::{Place, Puppet};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -33,8 +31,6 @@ pub struct Restoring<'image> {
     pub root_directory: PathBuf,
     /// What can't be restored exactly, in one line each.
     pub degraded: Vec<String>,
-    /// Processes that are to be stopped by a signal when they are released.
-    pub stopped: Vec<TaskId>,
     place: Place,
     /// The init of the tree's own PID namespace, if it gets one.
     init: Option<Puppet>,
@@ -62,7 +58,6 @@ impl<'image> Restoring<'image> {
             nameless_files: HashMap::new(),
             root_directory: PathBuf::new(),
             degraded: Vec::new(),
-            stopped: Vec::new(),
             place,
             init: None,
             root,
@@ -116,11 +111,6 @@ impl<'image> Restoring<'image> {
     /// # Errors
     /// If one is gone.
     pub fn release(&mut self) -> Result<()> {
-        for process in std::mem::take(&mut self.stopped) {
-            let pid = Pid::from_raw(self.system_id(process)?);
-            kill(pid, Signal::SIGSTOP)
-                .map_err(|errno| Error::system(code::TASK_RESTORE, "stopping a process", errno))?;
-        }
         if let Some(init) = &mut self.init {
             init.become_init(self.root)?;
         }

@@ -10,11 +10,18 @@ use crate::stage::{Stage, verify};
 
 pub(crate) const TOPIC: Topic = Topic {
     name: "tree",
-    fixtures: &[("family", family), ("zombies", zombies), ("stopped", stopped), ("orphans", orphans)],
+    fixtures: &[
+        ("family", family),
+        ("zombies", zombies),
+        ("stopped", stopped),
+        ("stop-untold", stop_untold),
+        ("orphans", orphans),
+    ],
     cases: &[
         ("sessions_and_groups", || two_rounds("family")),
         ("zombies", || two_rounds("zombies")),
         ("stopped_child", || two_rounds("stopped")),
+        ("stop_that_the_parent_has_not_seen", || two_rounds("stop-untold")),
         ("subreaper_and_orphans", || two_rounds("orphans")),
     ],
 };
@@ -168,6 +175,43 @@ fn stopped(stage: Stage) {
             "waitpid for the continued child: {told} {status:#x}"
         );
         stop();
+        Ok(())
+    });
+}
+
+/// A child stopped as by a key at the terminal, of which the parent has not been told: it must be, once.
+fn stop_untold(stage: Stage) {
+    let child = fork(|| {
+        // SAFETY: plain integers.
+        unsafe { libc::setpgid(0, 0) };
+        loop {
+            // SAFETY: as above.
+            unsafe { libc::raise(libc::SIGTSTP) };
+        }
+    });
+    let stops = move || {
+        let stat = format!("/proc/{child}/stat");
+        while fs::read_to_string(&stat).is_ok_and(|text| !text.contains(") T ")) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    };
+    stops();
+    stage.serve(move |_| {
+        let mut status = 0;
+        // SAFETY: `status` is a valid place.
+        let mut wait = || unsafe { libc::waitpid(child, &raw mut status, libc::WUNTRACED | libc::WNOHANG) };
+        let told = [wait(), wait()];
+        verify!(told == [child, 0], "waitpid reports {told:?} for {child}");
+        let by = libc::WIFSTOPPED(status).then(|| libc::WSTOPSIG(status));
+        verify!(by == Some(libc::SIGTSTP), "stopped by {by:?}");
+        // SAFETY: plain integers.
+        unsafe { libc::kill(child, libc::SIGCONT) };
+        // It takes a moment until the child runs.
+        let start = Instant::now();
+        while start.elapsed() < Duration::from_millis(5) {
+            std::thread::yield_now();
+        }
+        stops();
         Ok(())
     });
 }

@@ -26,6 +26,8 @@ fn process(id: u32, parent: Option<u32>, memory: u32, threads: &[u32]) -> Proces
             dumpable: 1,
             child_subreaper: false,
             oom_score_adjustment: 0,
+            core_dump_filter: None,
+            huge_pages_disabled: 0,
         }),
     }
 }

@@ -43,6 +43,10 @@ pub struct Living {
     pub child_subreaper: bool,
     /// `/proc/<pid>/oom_score_adj`.
     pub oom_score_adjustment: i32,
+    /// `/proc/<pid>/coredump_filter`; none if the kernel writes no core dumps.
+    pub core_dump_filter: Option<u32>,
+    /// `PR_GET_THP_DISABLE`: 0, or 1 with the flags of `PR_SET_THP_DISABLE`.
+    pub huge_pages_disabled: u32,
 }
 
 impl Record for Process {

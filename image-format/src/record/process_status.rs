@@ -11,6 +11,8 @@ pub struct ProcessStatus {
     pub process: TaskId,
     /// Its state.
     pub state: State,
+    /// Whether it was stopped and its parent can still wait for that.
+    pub stop_untold: bool,
 }
 
 /// What a process is doing.

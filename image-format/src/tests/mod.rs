@@ -147,7 +147,13 @@ fn with<R: Record>(count: usize, records: &[R]) -> Vec<u8> {
 fn sample() -> Vec<u8> {
     written(|writer| {
         writer.record(&ended(7, None)).unwrap();
-        writer.record(&ProcessStatus { process: TaskId(7), state: State::Zombie { status: 256 } }).unwrap();
+        writer
+            .record(&ProcessStatus {
+                process: TaskId(7),
+                state: State::Zombie { status: 256 },
+                stop_untold: false,
+            })
+            .unwrap();
         writer.record(&map(0, true, &[(0x1000, 0x3000), (0x3000, 0x5000)])).unwrap();
         assert_eq!(writer.begin_page_section().unwrap(), 0);
         writer.pages(&page(1)).unwrap();

@@ -47,8 +47,14 @@ fn image() -> View {
     process(&mut writer, 10, None, Some((0, &[10, 11])));
     process(&mut writer, 12, Some(10), Some((1, &[12])));
     process(&mut writer, 13, Some(10), None);
-    add(&mut writer, &ProcessStatus { process: TaskId(12), state: State::Stopped { signal: 19 } });
-    add(&mut writer, &ProcessStatus { process: TaskId(13), state: State::Zombie { status: 0 } });
+    add(
+        &mut writer,
+        &ProcessStatus { process: TaskId(12), state: State::Stopped { signal: 19 }, stop_untold: false },
+    );
+    add(
+        &mut writer,
+        &ProcessStatus { process: TaskId(13), state: State::Zombie { status: 0 }, stop_untold: false },
+    );
     for (id, owner) in [(10, 10), (11, 10), (12, 12)] {
         thread(&mut writer, id, owner);
     }
@@ -95,6 +101,8 @@ fn process(writer: &mut Writer, id: u32, parent: Option<u32>, living: Option<(u3
         dumpable: 1,
         child_subreaper: false,
         oom_score_adjustment: 0,
+        core_dump_filter: Some(0x33),
+        huge_pages_disabled: 0,
     });
     let parent = parent.map(TaskId);
     let command = "tool".into();
@@ -114,7 +122,7 @@ fn thread(writer: &mut Writer, id: u32, process: u32) {
         rseq: None,
         parent_death_signal: 0,
         wait: None,
-            instructions: None,
+        instructions: None,
     };
     add(writer, &record);
 }

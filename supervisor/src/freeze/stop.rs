@@ -44,6 +44,9 @@ const OPTIONS: i32 = libc::PTRACE_O_TRACESYSGOOD
 /// After this time a task that does not stop is looked at: it may wait for a child that borrows its memory.
 const VFORK_SUSPICION: Duration = Duration::from_millis(2);
 
+/// The other threads of a process that ends do so within this time after its leader.
+const END_OF_THREADS: Duration = Duration::from_millis(50);
+
 /// Stops a process and all its descendants.
 ///
 /// # Errors
@@ -102,8 +105,7 @@ fn attach_threads(
                 moving.insert(tid, (pid, running));
                 news = true;
             }
-            Err(_) if state(tid).is_none() => {}
-            Err(_) if state(tid) == Some(b'Z') => news |= note_zombie(pid, tid, root, tree)?,
+            Err(_) if ended(tid) => news |= note_zombie(pid, tid, root, tree)?,
             Err(_) if tracer(tid) == Some(std::process::id()) => {
                 // A child that the kernel attached by itself before we saw its parent's event.
                 moving.insert(tid, (pid, Running::attached(tid)));
@@ -123,8 +125,15 @@ fn forget(pid: i32, tree: &mut StoppedTree) -> bool {
 }
 
 fn note_zombie(pid: i32, tid: i32, root: i32, tree: &mut StoppedTree) -> Result<bool> {
-    if tid != pid {
+    if tid != pid || state(tid).is_none() {
         return Ok(false);
+    }
+    let begin = Instant::now();
+    while read::numbers(pid, "task").is_ok_and(|threads| threads.into_iter().any(|tid| !ended(tid))) {
+        if begin.elapsed() > END_OF_THREADS {
+            return Err(without_leader(pid));
+        }
+        std::thread::sleep(Duration::from_micros(50));
     }
     if pid == root {
         return Err(Error::new(code::NO_PROCESS, "the process has ended already")
@@ -139,6 +148,38 @@ fn note_zombie(pid: i32, tid: i32, root: i32, tree: &mut StoppedTree) -> Result<
 
 fn state(tid: i32) -> Option<u8> {
     stat::parse(&read::file(tid, "stat").ok()?).map(|stat| stat.state)
+}
+
+/// Whether a task has ended, waited for or not.
+fn ended(tid: i32) -> bool {
+    matches!(state(tid), None | Some(b'Z' | b'X'))
+}
+
+fn without_leader(pid: i32) -> Box<Error> {
+    let name = read::file(pid, "comm").unwrap_or_default();
+    let name = String::from_utf8_lossy(&name).trim_end().to_owned();
+    Error::new(code::TASK_STATE, "its first thread has ended while others run")
+        .about(Subject::task(pid.cast_unsigned(), name))
+}
+
+/// The end of a leader is only reported when all other threads of its process are gone. Those that stood still and
+/// were killed since are waited for, too.
+fn bury(tree: &mut StoppedTree, moving: &mut BTreeMap<i32, (i32, Running)>, begin: Instant) -> Result<()> {
+    let dead = moving.iter().filter(|(tid, (pid, _))| *tid == pid && ended(*pid)).map(|(&tid, _)| tid);
+    for leader in dead.collect::<Vec<_>>() {
+        let threads = tree.tasks.iter().filter(|(_, task)| task.pid == leader).map(|(&tid, _)| tid);
+        for tid in threads.collect::<Vec<_>>() {
+            if !ended(tid) && begin.elapsed() > END_OF_THREADS {
+                return Err(without_leader(leader));
+            }
+            if ended(tid)
+                && let Some(task) = tree.tasks.remove(&tid)
+            {
+                moving.insert(tid, (leader, task.stopped.killed()));
+            }
+        }
+    }
+    Ok(())
 }
 
 fn tracer(tid: i32) -> Option<u32> {
@@ -184,6 +225,7 @@ fn settle(
         }
         if !progress {
             if now - begin > VFORK_SUSPICION {
+                bury(tree, moving, begin)?;
                 free_borrowers(tree, moving)?;
                 std::thread::sleep(Duration::from_micros(50));
             } else {

@@ -3,6 +3,8 @@
 //! The first one is started from a tiny executable; it makes the others on command. A puppet ends itself when this
 //! program goes away, and is killed when it is dropped before its [release](Puppet::release).
 
+mod stopping;
+
 use super::batch::{Batch, Outcome};
 use super::channel::Channel;
 use crate::error::{Error, Result, Subject, code};

@@ -107,6 +107,11 @@ impl Facts {
         let ids = unsafe { [libc::getpid(), libc::getpgid(0), libc::getsid(0)] };
         self.note("pid, group, session", format!("{ids:?}"));
         for name in FILES {
+            // An ordinary user is restored in a user namespace, which may not set groups.
+            // SAFETY: getuid has no arguments and cannot fail.
+            if *name == "setgroups" && unsafe { libc::getuid() } != 0 {
+                continue;
+            }
             let bytes = fs::read(format!("/proc/self/{name}")).unwrap_or_default();
             self.note(*name, String::from_utf8_lossy(&bytes).replace('\0', "\u{b7}"));
         }
@@ -212,7 +217,9 @@ impl Facts {
 
 /// The name of an object without what a restored process cannot keep.
 fn without_number(name: &str) -> String {
-    if name.starts_with("/memfd:") {
+    // Shared memory without a name becomes a file in memory when it is restored.
+    let was_nameless = name.starts_with("/memfd:vckpt-shared-anonymous");
+    if name.starts_with("/memfd:") && !was_nameless {
         return name.to_owned();
     }
     if name.ends_with(" (deleted)") {

@@ -8,6 +8,7 @@ use crate::stub::batch::Batch;
 use std::collections::BTreeMap;
 use std::fs;
 use vckpt_image_format::TaskId;
+use vckpt_image_format::record::signal::SIGINFO_LENGTH;
 
 /// How a process comes into the world.
 #[derive(Debug, Clone)]
@@ -28,8 +29,10 @@ pub struct Birth {
     pub joins_group: Option<u32>,
     /// The wait status with which it ends at once.
     pub zombie: Option<u32>,
-    /// Whether it was stopped by a signal.
-    pub stopped: bool,
+    /// The signal that it is stopped by.
+    pub stopped: Option<i32>,
+    /// Whether its parent can still wait for that stop.
+    pub stop_untold: bool,
 }
 
 /// Makes all processes and threads.
@@ -65,8 +68,7 @@ impl Action for MakeProcesses {
                 take_signal(restoring, parent, signal)?;
             }
         }
-        restoring.stopped.extend(self.births.iter().filter(|birth| birth.stopped).map(|birth| birth.id));
-        Ok(())
+        self.births.iter().try_for_each(|birth| stop(restoring, birth))
     }
 }
 
@@ -114,6 +116,27 @@ fn spawn(restoring: &mut Restoring<'_>, parent: TaskId, child: &Birth) -> Result
     Ok(())
 }
 
+/// Stops a process that was stopped by a signal. Its puppets go on serving; the stop holds them when they are released.
+/// The signal that its parent gets of this is taken away with those of all other puppets.
+fn stop(restoring: &mut Restoring<'_>, birth: &Birth) -> Result<()> {
+    let Some(signal) = birth.stopped else { return Ok(()) };
+    let batch = restoring.puppet(birth.id)?.stop_process(signal)?;
+    for &thread in birth.threads.iter().skip(1) {
+        restoring.puppet(thread)?.stop()?;
+    }
+    for &thread in &birth.threads {
+        restoring.puppet(thread)?.resume()?;
+    }
+    restoring.puppet(birth.id)?.receive(&batch)?;
+    let (Some(parent), false) = (birth.parent, birth.stop_untold) else { return Ok(()) };
+    let mut batch = Batch::new();
+    let information = batch.data(&[0; SIGINFO_LENGTH]);
+    let options = (libc::WSTOPPED | libc::WNOHANG).into();
+    let arguments = [libc::P_PID.into(), birth.id.0.into(), information.into(), options, 0.into()];
+    batch.must("waiting for the stop of a child", libc::SYS_waitid, arguments);
+    restoring.run(parent, &batch).map(drop)
+}
+
 /// Takes the signal of a puppet's end away from its parent: the original had it long ago.
 fn take_signal(restoring: &mut Restoring<'_>, parent: TaskId, signal: u32) -> Result<()> {
     let mut batch = Batch::new();
@@ -123,25 +146,27 @@ fn take_signal(restoring: &mut Restoring<'_>, parent: TaskId, signal: u32) -> Re
     restoring.run(parent, &batch).map(drop)
 }
 
-/// Sets how likely the kernel is to end a process when memory is short.
+/// Sets what a process sets about itself in `/proc`, if it is not so already.
 #[derive(Debug)]
-pub struct SetOomScore {
+pub struct SetValue {
     /// The process.
     pub process: TaskId,
-    /// `/proc/<pid>/oom_score_adj`.
-    pub value: i32,
+    /// The file of `/proc/<pid>`.
+    pub file: &'static str,
+    /// What the kernel shows then.
+    pub shown: String,
+    /// What is written.
+    pub written: String,
 }
 
-impl Action for SetOomScore {
+impl Action for SetValue {
     fn act(&self, restoring: &mut Restoring<'_>) -> Result<()> {
-        let pid = restoring.system_id(self.process)?;
-        let path = crate::proc::read::path(pid, "oom_score_adj");
-        let current = fs::read_to_string(&path).unwrap_or_default();
-        if current.trim() == self.value.to_string() {
+        let path = crate::proc::read::path(restoring.system_id(self.process)?, self.file);
+        if fs::read_to_string(&path).unwrap_or_default().trim() == self.shown {
             return Ok(());
         }
-        fs::write(&path, self.value.to_string()).map_err(|error| {
-            Error::system(code::TASK_RESTORE, format!("setting oom_score_adj to {}", self.value), error)
+        fs::write(&path, &self.written).map_err(|error| {
+            Error::system(code::TASK_RESTORE, format!("setting {} to {}", self.file, self.shown), error)
                 .about(Subject { task: Some(self.process.0), ..Subject::default() })
         })
     }

@@ -1,6 +1,6 @@
 //! Planning processes: in which order they are made, and what each does on the way.
 
-use super::make::{Birth, MakeProcesses, SetOomScore};
+use super::make::{Birth, MakeProcesses, SetValue};
 use crate::error::{Error, Problems, Result, Subject, code};
 use crate::kinds::memory::plan::{early, memories};
 use crate::plan::{Plan, Stage};
@@ -24,7 +24,7 @@ pub fn plan(image: &Image, plan: &mut Plan) -> Result<()> {
     let mut problems = Problems::new();
     let mut births = Vec::new();
     for process in &processes {
-        let status = states.iter().find(|status| status.process == process.id).map(|status| status.state);
+        let status = states.iter().find(|status| status.process == process.id);
         births.extend(problems.take(birth(process, &processes, status)));
     }
     problems.finish()?;
@@ -36,7 +36,7 @@ pub fn plan(image: &Image, plan: &mut Plan) -> Result<()> {
 }
 
 /// How a process comes into the world.
-fn birth(process: &Process, all: &[Process], state: Option<State>) -> Result<Birth> {
+fn birth(process: &Process, all: &[Process], status: Option<&ProcessStatus>) -> Result<Birth> {
     let find = |id: u32| all.iter().find(|other| other.id.0 == id);
     let shape = |what: &str| {
         Err(Error::new(code::SESSION_SHAPE, what).about(Subject::task(process.id.0, &process.command)))
@@ -65,9 +65,10 @@ fn birth(process: &Process, all: &[Process], state: Option<State>) -> Result<Bir
         } else {
             return shape("its process group is led by a process that has ended");
         };
-    let zombie = match state {
-        Some(State::Zombie { status }) => Some(status),
-        Some(State::Running | State::Stopped { .. }) | None => None,
+    let (zombie, stopped) = match status.map(|status| status.state) {
+        Some(State::Zombie { status }) => (Some(status), None),
+        Some(State::Stopped { signal }) => (None, Some(signal.cast_signed())),
+        Some(State::Running) | None => (None, None),
     };
     Ok(Birth {
         id: process.id,
@@ -78,7 +79,8 @@ fn birth(process: &Process, all: &[Process], state: Option<State>) -> Result<Bir
         before_parents_session,
         joins_group,
         zombie,
-        stopped: matches!(state, Some(State::Stopped { .. })),
+        stopped,
+        stop_untold: status.is_some_and(|status| status.stop_untold),
     })
 }
 
@@ -96,8 +98,21 @@ fn state(process: &Process, plan: &mut Plan) {
     let reaper = u32::from(living.child_subreaper);
     let arguments = [libc::PR_SET_CHILD_SUBREAPER.into(), reaper.into(), 0.into(), 0.into(), 0.into()];
     batch.must("setting the subreaper", libc::SYS_prctl, arguments);
+    let disabled = living.huge_pages_disabled;
+    // Behind the first bit are the flags that go with it.
+    let (value, flags) = (disabled & 1, disabled & !1);
+    let arguments = [libc::PR_SET_THP_DISABLE.into(), value.into(), flags.into(), 0.into(), 0.into()];
+    batch.must("setting the use of huge pages", libc::SYS_prctl, arguments);
     plan.batch(Stage::TaskState, process.id, "process", batch);
-    plan.action(Stage::TaskState, SetOomScore { process: process.id, value: living.oom_score_adjustment });
+    let score = living.oom_score_adjustment.to_string();
+    let set = |file, shown, written| SetValue { process: process.id, file, shown, written };
+    plan.action(Stage::TaskState, set("oom_score_adj", score.clone(), score));
+    if let Some(filter) = living.core_dump_filter {
+        plan.action(
+            Stage::TaskState,
+            set("coredump_filter", format!("{filter:08x}"), format!("{filter:#x}")),
+        );
+    }
     // Changing credentials clears this, so it comes after them. 2 (readable by root only) can't be asked for.
     let mut batch = Batch::new();
     let dumpable = living.dumpable.min(1);
