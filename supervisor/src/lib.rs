@@ -28,5 +28,6 @@ pub mod proc;
 pub mod stub;
 pub mod sys;
 pub mod tracee;
+pub mod undo;
 
 pub use error::{Error, Result};

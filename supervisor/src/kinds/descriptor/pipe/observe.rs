@@ -135,7 +135,10 @@ mod tests {
         rustix::io::write(&writer, b"hello ").unwrap();
         rustix::io::write(&writer, b"world").unwrap();
         for _ in 0..2 {
-            assert_eq!(data(&waiting(&reader, 65536, false, Reach::Inside).unwrap()), [b"hello world".to_vec()]);
+            assert_eq!(
+                data(&waiting(&reader, 65536, false, Reach::Inside).unwrap()),
+                [b"hello world".to_vec()]
+            );
         }
         let mut buffer = [0; 20];
         assert_eq!(rustix::io::read(&reader, &mut buffer).unwrap(), 11);
@@ -147,7 +150,10 @@ mod tests {
         let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::DIRECT).unwrap();
         rustix::io::write(&writer, b"one").unwrap();
         rustix::io::write(&writer, b"three").unwrap();
-        assert_eq!(data(&waiting(&reader, 65536, true, Reach::Inside).unwrap()), [b"one".to_vec(), b"three".to_vec()]);
+        assert_eq!(
+            data(&waiting(&reader, 65536, true, Reach::Inside).unwrap()),
+            [b"one".to_vec(), b"three".to_vec()]
+        );
     }
 
     #[test]
