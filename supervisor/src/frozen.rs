@@ -181,8 +181,10 @@ impl Frozen {
     }
 
     fn let_go(&mut self, problems: &mut Problems) {
-        for thread in self.processes.iter_mut().flat_map(|process| &mut process.threads) {
-            problems.take(thread.agent.release());
+        for process in &mut self.processes {
+            for thread in &mut process.threads {
+                problems.take(thread.agent.release(&process.memory));
+            }
         }
     }
 

@@ -31,6 +31,17 @@ pub fn failure(error: FormatError) -> Box<Error> {
         | FormatError::NewerRecord { .. } => {
             Error::new(code::IMAGE_NEWER, "the image was written by a newer version").because(error)
         }
-        other => Error::new(code::IMAGE_BAD, "this is no image that can be used").because(other),
+        FormatError::NotAnImage
+        | FormatError::NotRegular
+        | FormatError::Truncated { .. }
+        | FormatError::Damaged { .. }
+        | FormatError::OtherArchitecture { .. }
+        | FormatError::OtherPageSize { .. }
+        | FormatError::Unsupported { .. }
+        | FormatError::OlderRecord { .. }
+        | FormatError::Inconsistent { .. }
+        | FormatError::TooLarge { .. } => {
+            Error::new(code::IMAGE_BAD, "this is no image that can be used").because(error)
+        }
     }
 }

@@ -29,5 +29,6 @@ pub mod stub;
 pub mod sys;
 pub mod tracee;
 pub mod undo;
+pub mod waits;
 
 pub use error::{Error, Result};

@@ -15,7 +15,7 @@ use vckpt_image_format::TaskId;
 ///
 /// # Errors
 /// [`code::PRIVILEGE`] or [`code::HOST_FEATURE`] with the kernel's reason.
-pub fn start_init(place: Place) -> Result<(Puppet, Vec<String>)> {
+pub(crate) fn start_init(place: Place) -> Result<(Puppet, Vec<String>)> {
     let ordinary = !geteuid().is_root();
     let user = if ordinary { libc::CLONE_NEWUSER } else { 0 };
     let flags = (libc::CLONE_NEWPID | libc::CLONE_NEWNS | user).cast_unsigned();

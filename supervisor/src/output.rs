@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 /// A file without a name, or with a temporary one where the file system knows no files without a name.
 #[derive(Debug)]
-pub struct ImageFile {
+pub(crate) struct ImageFile {
     path: PathBuf,
     file: File,
     temporary: Option<PathBuf>,
@@ -23,7 +23,7 @@ impl ImageFile {
     ///
     /// # Errors
     /// [`code::IMAGE_EXISTS`] if the name is taken, [`code::IMAGE_WRITE`] with the kernel's reason.
-    pub fn create(path: PathBuf, force: bool) -> Result<(Self, File)> {
+    pub(crate) fn create(path: PathBuf, force: bool) -> Result<(Self, File)> {
         if !force && path.symlink_metadata().is_ok() {
             return Err(exists(&path));
         }
@@ -53,7 +53,7 @@ impl ImageFile {
 
     /// The name that it will have.
     #[must_use]
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
@@ -61,7 +61,7 @@ impl ImageFile {
     ///
     /// # Errors
     /// [`code::IMAGE_WRITE`], [`code::IMAGE_EXISTS`].
-    pub fn commit(mut self) -> Result<()> {
+    pub(crate) fn commit(mut self) -> Result<()> {
         self.file.sync_data().map_err(|error| failure(&self.path, error))?;
         let temporary = match self.temporary.take() {
             Some(temporary) => temporary,

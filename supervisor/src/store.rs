@@ -15,6 +15,8 @@ use vckpt_image_format::writer::{ImageWriter, WriteError};
 /// Bytes that are read at a time.
 const CHUNK: usize = 1024 * 1024;
 const PAGE: usize = 4096;
+/// The same, as a distance in a file.
+const PAGE_LENGTH: i64 = 4096;
 /// Ranges that are read at a time: the kernel's `UIO_MAXIOV`.
 const RANGES: usize = 1024;
 /// Runs in one record.
@@ -140,7 +142,7 @@ impl Store<'_> {
                 Err(errno) => return Err(access(errno.into())),
             };
             let hole = lseek(&file, data, Whence::SeekHole).map_err(|errno| access(errno.into()))?.min(size);
-            let mut start = data & !(PAGE as i64 - 1);
+            let mut start = data - data % PAGE_LENGTH;
             while start < hole {
                 let length = usize::try_from(hole - start).unwrap_or(usize::MAX).min(CHUNK);
                 let padded = length.next_multiple_of(PAGE);
@@ -151,7 +153,7 @@ impl Store<'_> {
                 file.read_exact_at(bytes, address).map_err(access)?;
                 write_pages(&mut self.writer, address, buffer, RunContent::Anonymous, &mut runs)?;
                 self.memory += padded as u64;
-                start += padded as i64;
+                start = start.saturating_add_unsigned(padded as u64);
             }
             position = hole.max(start);
         }

@@ -29,6 +29,8 @@ pub struct LightweightProcess {
     pub parent_death_signal: u32,
     /// The wait that was interrupted, if it had a limit of time.
     pub wait: Option<Wait>,
+    /// Addresses of instructions of the program itself: `syscall; ret`, and the C library's `rt_sigreturn`.
+    pub instructions: Option<(u64, u64)>,
 }
 
 /// A restartable-sequence area, as `PTRACE_GET_RSEQ_CONFIGURATION` gives it.

@@ -147,6 +147,7 @@ impl std::error::Error for Error {}
 
 /// Problems that are independent of one another, collected to be reported at once.
 #[derive(Debug, Default)]
+#[expect(clippy::vec_box, reason = "errors come in boxes and leave in boxes")]
 pub struct Problems(Vec<Box<Error>>);
 
 impl Problems {

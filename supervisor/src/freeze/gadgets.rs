@@ -14,14 +14,14 @@ use std::os::unix::fs::FileExt;
 
 /// Offsets within a mapping of a file: of `syscall; ret`, of a bare `syscall`, of `rt_sigreturn`.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Found {
+pub(super) struct Found {
     call_and_return: Option<u64>,
     call: Option<u64>,
     signal_return: Option<u64>,
 }
 
 /// What was found in files that several processes map: by device, inode and offset.
-pub type Cache = HashMap<(u64, u64, u64), Found>;
+pub(super) type Cache = HashMap<(u64, u64, u64), Found>;
 
 const CHUNK: usize = 256 * 1024;
 /// Longer than any of the sequences, so that none is lost between chunks.
@@ -36,7 +36,7 @@ const SIGNAL_RETURN: [&[u8]; 2] =
 ///
 /// # Errors
 /// [`code::INJECT`] if it has not even a `syscall`.
-pub fn find(process: &FrozenProcess, cache: &mut Cache) -> Result<Gadgets> {
+pub(super) fn find(process: &FrozenProcess, cache: &mut Cache) -> Result<Gadgets> {
     let mut executable: Vec<&MapLine> =
         process.maps.iter().filter(|map| map.protection & 5 == 5 && map.name != b"[vsyscall]").collect();
     executable.sort_by_key(|map| rank(map));

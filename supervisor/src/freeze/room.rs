@@ -14,7 +14,7 @@ const DISTANCE: u64 = 1 << 20;
 ///
 /// # Errors
 /// [`code::INJECT`] if there is none.
-pub fn find(maps: &[MapLine], length: u64) -> Result<u64> {
+pub(super) fn find(maps: &[MapLine], length: u64) -> Result<u64> {
     free_range(maps.iter().map(|map| (map.start, map.end)), length)
         .ok_or_else(|| Error::new(code::INJECT, "no free addresses for the stub"))
 }

@@ -4,29 +4,35 @@ use crate::error::{Error, Result, Subject, code};
 use crate::proc::{read, stat};
 use crate::sys::process::{self, Compare};
 use crate::tracee::{Running, Stop, Stopped};
+use crate::waits::before::{Before, Clocks};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 /// A task that was found.
 #[derive(Debug)]
-pub struct StoppedTask {
+pub(super) struct StoppedTask {
     /// The process it belongs to.
     pub pid: i32,
     /// It stands still.
     pub stopped: Stopped,
     /// The signal that its process is stopped by, if it is.
     pub stop_signal: Option<i32>,
+    /// What was seen of it before.
+    pub before: Option<Before>,
 }
 
 /// A tree that stands still.
 #[derive(Debug, Default)]
-pub struct StoppedTree {
+pub(super) struct StoppedTree {
     /// The tasks by ID.
     pub tasks: BTreeMap<i32, StoppedTask>,
     /// Processes of the tree that have ended and were not waited for, with their parents.
     pub zombies: BTreeMap<i32, i32>,
     /// The parent of each process within the tree; the root has none.
     pub parents: BTreeMap<i32, Option<i32>>,
+    /// What was seen of tasks before they were stopped.
+    seen: BTreeMap<i32, Before>,
+    clocks: Clocks,
 }
 
 const OPTIONS: i32 = libc::PTRACE_O_TRACESYSGOOD
@@ -42,7 +48,7 @@ const VFORK_SUSPICION: Duration = Duration::from_millis(2);
 ///
 /// # Errors
 /// [`code::NOT_PERMITTED`], [`code::ALREADY_TRACED`], [`code::FREEZE_TIMEOUT`], [`code::TREE_UNSETTLED`].
-pub fn stop_tree(root: i32, deadline: Instant) -> Result<StoppedTree> {
+pub(super) fn stop_tree(root: i32, deadline: Instant) -> Result<StoppedTree> {
     let mut tree = StoppedTree::default();
     let mut moving: BTreeMap<i32, (i32, Running)> = BTreeMap::new();
     tree.parents.insert(root, None);
@@ -87,8 +93,10 @@ fn attach_threads(
         if tree.tasks.contains_key(&tid) || moving.contains_key(&tid) {
             continue;
         }
+        let before = Before::look(tid, &mut tree.clocks);
         match Running::seize(tid, OPTIONS) {
             Ok(running) => {
+                tree.seen.extend(before.map(|before| (tid, before)));
                 // Ended between the two: the wait will tell.
                 let _ = running.interrupt();
                 moving.insert(tid, (pid, running));
@@ -195,7 +203,8 @@ fn handle(
 ) -> Result<()> {
     match stop {
         Stop::Interrupted(stopped, stop_signal) => {
-            tree.tasks.insert(tid, StoppedTask { pid, stopped, stop_signal });
+            let before = tree.seen.remove(&tid);
+            tree.tasks.insert(tid, StoppedTask { pid, stopped, stop_signal, before });
         }
         Stop::Ended(_) => {}
         Stop::Signal(stopped, signal) => {

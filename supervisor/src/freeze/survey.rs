@@ -47,16 +47,16 @@ pub fn preflight(pid: i32) -> Result<()> {
 ///
 /// # Errors
 /// Everything that can't be dumped, all at once.
-pub fn survey(root: i32, tree: StoppedTree) -> Result<Frozen> {
+pub(super) fn survey(root: i32, tree: StoppedTree) -> Result<Frozen> {
     let mut problems = Problems::new();
-    let StoppedTree { tasks, zombies, parents } = tree;
+    let StoppedTree { tasks, zombies, parents, .. } = tree;
     let mut groups: BTreeMap<i32, Vec<Agent>> = BTreeMap::new();
     let mut stop_signals: BTreeMap<i32, i32> = BTreeMap::new();
     for (_, task) in tasks {
         if let Some(signal) = task.stop_signal {
             stop_signals.insert(task.pid, signal);
         }
-        if let Some(agent) = problems.take(Agent::prepare(task.stopped)) {
+        if let Some(agent) = problems.take(Agent::prepare(task.stopped, task.pid, task.before.as_ref())) {
             groups.entry(task.pid).or_default().push(agent);
         }
     }

@@ -47,10 +47,12 @@ pub fn numbers(pid: i32, name: &str) -> Result<Vec<i32>> {
 #[must_use]
 pub fn failure(pid: i32, name: &str, error: &std::io::Error) -> Box<Error> {
     let gone = error.kind() == ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH);
-    let code = match error.kind() {
-        _ if gone => code::TARGET_DIED,
-        ErrorKind::PermissionDenied => code::NOT_PERMITTED,
-        _ => code::PROC,
+    let code = if gone {
+        code::TARGET_DIED
+    } else if error.kind() == ErrorKind::PermissionDenied {
+        code::NOT_PERMITTED
+    } else {
+        code::PROC
     };
     let what =
         if gone { "the process ended meanwhile" } else { "reading what the kernel tells about the process" };

@@ -78,6 +78,14 @@ pub fn parse(line: &[u8]) -> Option<Stat> {
     })
 }
 
+/// The processor that the task last ran on.
+#[must_use]
+pub fn processor(line: &[u8]) -> Option<i32> {
+    let close = line.iter().rposition(|&byte| byte == b')')?;
+    let rest = std::str::from_utf8(line.get(close + 1..)?).ok()?;
+    rest.split_ascii_whitespace().nth(39 - 3)?.parse().ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -10,11 +10,13 @@ use crate::error::{Error, Result, Subject, code};
 use crate::sys::process;
 use crate::sys::ptrace::Registers;
 use crate::tracee::sigframe::{self, Gadgets, WayHome};
-use crate::tracee::{Running, Stop, Stopped};
+use crate::tracee::{Running, Stop, Stopped, restartable};
 use std::fs::File;
 use std::os::fd::BorrowedFd;
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
+use crate::waits::before::Before;
+use crate::waits::{self, RESTART_NO_HANDLER, resume, updated};
 use vckpt_image_format::record::lightweight_process::Wait;
 use vckpt_parasite::protocol::{self, Boot, mode};
 
@@ -52,6 +54,9 @@ pub struct Agent {
     shared_pending: Vec<[u8; 128]>,
     rseq: (u64, u32, u32),
     wait: Option<Wait>,
+    prepared_at: Instant,
+    /// Instructions of the process, once they were looked for.
+    gadgets: Option<Gadgets>,
     injected: Option<Injected>,
 }
 
@@ -73,13 +78,21 @@ impl Agent {
     ///
     /// # Errors
     /// If the thread is gone or can't be read.
-    pub fn prepare(stopped: Stopped) -> Result<Self> {
+    pub fn prepare(stopped: Stopped, pid: i32, before: Option<&Before>) -> Result<Self> {
         let mut registers = stopped.registers()?;
         let in_call = registers.orig_rax.cast_signed() >= 0;
-        if in_call && registers.rax.cast_signed() == -i64::from(libc::EINTR) {
-            // -ERESTARTNOHAND: made again unless a handler runs, which is what the program would have seen.
-            registers.rax = (-514_i64).cast_unsigned();
+        let interrupted = in_call && registers.rax.cast_signed() == -i64::from(libc::EINTR);
+        let wait = in_call.then(|| waits::observe(pid, stopped.tid(), &registers, interrupted, before)).flatten();
+        if interrupted {
+            // Made again unless a handler runs, which is what the program would have seen without us.
+            registers.rax = RESTART_NO_HANDLER.cast_unsigned();
             stopped.set_registers(&registers)?;
+        }
+        let rseq = crate::sys::ptrace::rseq(stopped.tid()).unwrap_or_default();
+        if let Some(pointer) = restartable::abort(stopped.tid(), rseq.0, &mut registers) {
+            stopped.set_registers(&registers)?;
+            // The kernel clears it by itself if this fails: the task is not in the sequence any more.
+            let _ = process::write_memory(stopped.tid(), pointer, &[0; 8]);
         }
         Ok(Self {
             tid: stopped.tid(),
@@ -87,8 +100,10 @@ impl Agent {
             signal_mask: stopped.signal_mask()?,
             pending: stopped.pending_signals(false)?,
             shared_pending: stopped.pending_signals(true)?,
-            rseq: crate::sys::ptrace::rseq(stopped.tid()).unwrap_or_default(),
-            wait: None,
+            rseq,
+            wait,
+            prepared_at: Instant::now(),
+            gadgets: None,
             registers,
             state: State::Stopped(stopped),
             injected: None,
@@ -131,6 +146,13 @@ impl Agent {
         self.wait
     }
 
+    /// Addresses of a `syscall; ret` and of a `rt_sigreturn` in the program, if it has both.
+    #[must_use]
+    pub fn instructions(&self) -> Option<(u64, u64)> {
+        let gadgets = self.gadgets.filter(|gadgets| gadgets.signal_return != 0)?;
+        Some((gadgets.call_and_return, gadgets.signal_return))
+    }
+
     /// The signals that were pending at the freeze, for the thread or for its process: raw `siginfo_t`, in order.
     ///
     /// # Errors
@@ -153,6 +175,7 @@ impl Agent {
         let State::Stopped(stopped) = std::mem::replace(&mut self.state, State::Gone) else {
             return Err(Error::new(code::INTERNAL, "a stub for a task that does not stand still"));
         };
+        self.gadgets = Some(host.gadgets);
         let way_home = sigframe::way_home(
             &self.registers,
             &self.xstate,
@@ -290,7 +313,7 @@ impl Agent {
         let Some(injected) = self.injected.take() else { return Ok(()) };
         let running = match std::mem::replace(&mut self.state, State::Gone) {
             State::Running(running) => running,
-            other => {
+            other @ (State::Stopped(_) | State::Gone) => {
                 self.state = other;
                 return Err(
                     Error::new(code::INTERNAL, "a stub in a task that does not run").about(self.subject())
@@ -330,15 +353,40 @@ impl Agent {
         Ok(())
     }
 
-    /// Lets the thread go on, or, with a signal, makes that happen to it as it goes.
+    /// Lets the thread go on; if it was in a call that waits for at most some time, with the time that is left.
     ///
     /// # Errors
     /// If the thread is gone.
-    pub fn release(&mut self) -> Result<()> {
+    pub fn release(&mut self, memory: &File) -> Result<()> {
         match std::mem::replace(&mut self.state, State::Gone) {
-            State::Stopped(stopped) => stopped.detach(0),
+            State::Stopped(stopped) => {
+                if let Some(wait) = self.wait_that_is_left() {
+                    let (mask, gadgets) = (self.signal_mask, self.gadgets);
+                    let resume = resume::resume(&self.registers, &self.xstate, mask, Some(&wait), gadgets);
+                    if let Some((address, bytes)) = &resume.bytes {
+                        write_exact(memory, *address, bytes)?;
+                    }
+                    stopped.set_registers(&resume.registers)?;
+                } else {
+                    // A time-out that can't be written any more is the program's own affair.
+                    let _ = updated::shorten(memory, &self.registers, self.passed());
+                }
+                stopped.detach(0)
+            }
             State::Running(_) | State::Gone => Ok(()),
         }
+    }
+
+    /// The wait with what is left of it now. Time that passes during a dump counts: the program could not tell it from
+    /// time in which it got no processor.
+    fn wait_that_is_left(&self) -> Option<Wait> {
+        let wait = self.wait?;
+        Some(Wait { remaining: wait.remaining.saturating_sub(self.passed()), ..wait })
+    }
+
+    /// How long the thread stands still, in nanoseconds.
+    fn passed(&self) -> u64 {
+        u64::try_from(self.prepared_at.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 
     /// Waits for the end of a thread that was killed.

@@ -377,7 +377,7 @@ impl Puppet {
                 self.state = State::Stopped(step(stopped)?);
                 Ok(())
             }
-            other => {
+            other @ (State::Running(_) | State::Gone) => {
                 self.state = other;
                 Err(Error::new(code::INTERNAL, "a puppet does not stand still").about(self.subject()))
             }
@@ -391,7 +391,7 @@ impl Puppet {
     pub fn release(&mut self) -> Result<()> {
         match std::mem::replace(&mut self.state, State::Gone) {
             State::Stopped(stopped) => stopped.detach(0),
-            other => {
+            other @ (State::Running(_) | State::Gone) => {
                 self.state = other;
                 Err(Error::new(code::INTERNAL, "a puppet does not stand still").about(self.subject()))
             }
@@ -540,10 +540,12 @@ fn program(place: Place) -> Result<File> {
 }
 
 fn refused(id: TaskId, errno: Errno) -> Box<Error> {
-    let error = match errno {
-        Errno::EEXIST => Error::system(code::PID_TAKEN, "the process ID is taken", errno),
-        Errno::EPERM => Error::system(code::PRIVILEGE, "choosing a process ID", errno),
-        _ => Error::system(code::INJECT, "making a puppet", errno),
+    let (code, what) = if errno == Errno::EEXIST {
+        (code::PID_TAKEN, "the process ID is taken")
+    } else if errno == Errno::EPERM {
+        (code::PRIVILEGE, "choosing a process ID")
+    } else {
+        (code::INJECT, "making a puppet")
     };
-    error.about(Subject { task: Some(id.0), ..Subject::default() })
+    Error::system(code, what, errno).about(Subject { task: Some(id.0), ..Subject::default() })
 }

@@ -213,11 +213,11 @@ fn child(start: Start<'_>) -> ! {
     let empty = [std::ptr::null::<libc::c_char>()];
     let (socket, number) = (start.socket.0.as_raw_fd(), start.socket.1);
     let keep_capabilities = start.flags & libc::CLONE_NEWUSER.cast_unsigned() as u64 != 0;
-    // SAFETY: raw system calls with pointers to live locals of the sizes that are passed along.
     #[expect(
         clippy::multiple_unsafe_ops_per_block,
         reason = "the same argument holds for each of these calls"
     )]
+    // SAFETY: raw system calls with pointers to live locals of the sizes that are passed along.
     unsafe {
         libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const all, 0_u64, 8_u64);
         libc::syscall(libc::SYS_dup3, socket, number, 0);
@@ -245,11 +245,11 @@ fn raise_ambient() {
     // struct __user_cap_header_struct: version 3, this thread; struct __user_cap_data_struct, twice.
     let header = [0x2008_0522_u32, 0];
     let mut sets = [0_u32; 6];
-    // SAFETY: raw system calls with pointers to live locals of the sizes that version 3 has.
     #[expect(
         clippy::multiple_unsafe_ops_per_block,
         reason = "the same argument holds for each of these calls"
     )]
+    // SAFETY: raw system calls with pointers to live locals of the sizes that version 3 has.
     unsafe {
         libc::syscall(libc::SYS_capget, header.as_ptr(), sets.as_mut_ptr());
         // Effective, permitted, inheritable; low words, then high words.

@@ -3,6 +3,7 @@
 //! Neither can be copied; each request that changes the state consumes the one and gives the other. The death of a
 //! tracee is a value ([`Stop::Ended`]), not an error. Everything here belongs to the thread that attached.
 
+pub mod restartable;
 pub mod sigframe;
 pub mod state;
 

@@ -79,6 +79,27 @@ pub fn way_home(
     WayHome { address: first_address, bytes, first: first_address + 8, second: second_address + 8 }
 }
 
+/// One frame, ready to be written to `address`.
+#[derive(Debug, Clone)]
+pub struct Frame {
+    /// Where the bytes belong; what the stack pointer is when its code returns into `rt_sigreturn`.
+    pub address: u64,
+    /// The frame and the extended state.
+    pub bytes: Vec<u8>,
+}
+
+/// Builds one frame below `top` that gives a task these registers.
+#[must_use]
+pub fn single(home: &Registers, xstate: &[u8], signal_mask: u64, signal_return: u64, top: u64) -> Frame {
+    let xstate = frame_xstate(xstate);
+    let xstate_address = (top - xstate.len() as u64) & !(XSTATE_ALIGNMENT - 1);
+    let address = (xstate_address - FRAME_LENGTH) & !15;
+    let mut bytes = frame(home, signal_mask, xstate_address, signal_return);
+    bytes.resize(usize::try_from(xstate_address - address).unwrap_or(0), 0);
+    bytes.extend(xstate);
+    Frame { address, bytes }
+}
+
 /// The registers with which the task makes an interrupted call again. `rt_sigreturn` takes the kernel's own way of
 /// restarting a call away, so the instruction pointer goes back to the call itself.
 fn rewound(home: &Registers) -> Registers {

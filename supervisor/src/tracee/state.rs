@@ -314,10 +314,12 @@ fn died(tid: i32) -> Box<Error> {
 }
 
 fn failure(tid: i32, what: &str, errno: Errno) -> Box<Error> {
-    let code = match errno {
-        Errno::EPERM | Errno::EACCES => code::NOT_PERMITTED,
-        Errno::ESRCH | Errno::ECHILD => code::TARGET_DIED,
-        _ => code::PTRACE,
+    let code = if [Errno::EPERM, Errno::EACCES].contains(&errno) {
+        code::NOT_PERMITTED
+    } else if [Errno::ESRCH, Errno::ECHILD].contains(&errno) {
+        code::TARGET_DIED
+    } else {
+        code::PTRACE
     };
     Error::system(code, what, errno).about(Subject { task: u32::try_from(tid).ok(), ..Subject::default() })
 }

@@ -38,7 +38,7 @@ pub fn find(
                 RunContent::Anonymous,
             ),
             // A page of the file itself is not stored, only what was written over it.
-            _ => (
+            Source::File { .. } | Source::Segment { .. } | Source::Kernel { .. } => (
                 Query { any_of: pagemap::PRESENT | pagemap::SWAPPED, none_of: pagemap::FILE },
                 RunContent::OverFile,
             ),

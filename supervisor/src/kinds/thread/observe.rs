@@ -54,5 +54,6 @@ fn thread_record(process_id: TaskId, thread: &mut FrozenThread) -> Result<Lightw
         rseq: (rseq_address != 0).then_some(Rseq { address: rseq_address, size, signature }),
         parent_death_signal: outcome.half_word(death_signal, 0),
         wait: thread.agent.wait(),
+        instructions: thread.agent.instructions(),
     })
 }

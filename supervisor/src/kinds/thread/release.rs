@@ -5,6 +5,8 @@ use crate::error::{Error, Result, Subject, code};
 use crate::plan::Action;
 use crate::restoring::Restoring;
 use crate::sys::ptrace::{self, Registers};
+use crate::tracee::sigframe::Gadgets;
+use crate::waits::resume;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 use vckpt_image_format::record::lightweight_process::LightweightProcess;
@@ -61,10 +63,15 @@ impl Action for Release {
         for thread in &self.threads {
             let home = registers(thread)?;
             let puppet = restoring.puppet(thread.id)?;
+            let mask = self.masks.get(&thread.id).copied().unwrap_or(0);
+            let resume = resume::resume(&home, &thread.xstate, mask, thread.wait.as_ref(), gadgets(thread));
+            if let Some((address, bytes)) = &resume.bytes {
+                puppet.write(*address, bytes)?;
+            }
             let stopped = puppet.stopped()?;
             stopped.set_xstate(&thread.xstate)?;
-            stopped.set_registers(&home)?;
-            stopped.set_signal_mask(self.masks.get(&thread.id).copied().unwrap_or(0))?;
+            stopped.set_registers(&resume.registers)?;
+            stopped.set_signal_mask(mask)?;
         }
         restoring.release()
     }
@@ -77,8 +84,14 @@ fn registers(thread: &LightweightProcess) -> Result<Registers> {
             Error::new(code::IMAGE_BAD, "a thread has not the registers of this architecture")
         })?;
     let mut registers = ptrace::from_words(&words);
-    wait::without_restart_block(&mut registers, thread.wait.as_ref());
+    resume::without_restart_block(&mut registers, thread.wait.as_ref());
     Ok(registers)
+}
+
+/// The instructions that the dump found in the program, which are where they were.
+fn gadgets(thread: &LightweightProcess) -> Option<Gadgets> {
+    let (call_and_return, signal_return) = thread.instructions?;
+    Some(Gadgets { call_and_return, signal_return })
 }
 
 /// Unmaps the areas of all threads of a process, by a call of its leader's from the vdso.

@@ -4,13 +4,9 @@ use crate::error::Result;
 use crate::stub::puppet::Puppet;
 use crate::sys::ptrace::Registers;
 use std::time::{Duration, Instant};
-use vckpt_image_format::record::lightweight_process::{LightweightProcess, Wait};
+use vckpt_image_format::record::lightweight_process::LightweightProcess;
 
 const PATIENCE: Duration = Duration::from_secs(10);
-/// `-ERESTART_RESTARTBLOCK`.
-const RESTART_BLOCK: i64 = -516;
-/// `-ERESTARTNOHAND`.
-const RESTART_NO_HANDLER: i64 = -514;
 
 /// Makes a thread that waited for at most some time do so again, for the time that was left: it makes the call and is
 /// interrupted in it, so that the kernel keeps the deadline.
@@ -48,11 +44,4 @@ pub fn restart(
         let stopped = stopped.resume_to_call()?.expect_call(deadline)?;
         stopped.to_interruption(deadline)
     })
-}
-
-/// A thread that was in a call with a restart block, of which nothing more is known, makes the call anew.
-pub fn without_restart_block(registers: &mut Registers, wait: Option<&Wait>) {
-    if registers.rax.cast_signed() == RESTART_BLOCK && !wait.is_some_and(|wait| wait.restart_block) {
-        registers.rax = RESTART_NO_HANDLER.cast_unsigned();
-    }
 }

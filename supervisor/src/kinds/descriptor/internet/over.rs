@@ -26,6 +26,14 @@ const LIMIT: Duration = Duration::from_secs(5);
 const FITS: usize = 32 * 1024;
 const REUSE: u32 = libc::SO_REUSEADDR.cast_unsigned();
 
+/// Options of multicast.
+const MULTICAST: &[(i32, i32)] = &[
+    (libc::IPPROTO_IP, libc::IP_MULTICAST_TTL),
+    (libc::IPPROTO_IP, libc::IP_MULTICAST_LOOP),
+    (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_HOPS),
+    (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_LOOP),
+];
+
 /// Makes a connection that is over.
 #[derive(Debug)]
 pub struct MakeOver {
@@ -61,9 +69,13 @@ impl Action for SetReuse {
     }
 }
 
-/// `SO_REUSEADDR` apart from the other options.
+/// The options that are set at once, and `SO_REUSEADDR`. Those of multicast have the values of the network in a
+/// connection that was accepted; they mean nothing there, and can't be set.
 fn split(options: &[SocketOption]) -> (Vec<SocketOption>, Vec<SocketOption>) {
-    options.iter().cloned().partition(|option| (option.level, option.name) != (SOCKET, REUSE))
+    let is_multicast =
+        |option: &SocketOption| MULTICAST.contains(&(option.level.cast_signed(), option.name.cast_signed()));
+    let usable = options.iter().filter(|option| !is_multicast(option)).cloned();
+    usable.partition(|option| (option.level, option.name) != (SOCKET, REUSE))
 }
 
 impl MakeOver {

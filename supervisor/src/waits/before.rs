@@ -1,0 +1,96 @@
+//! A look at a task before it is stopped: in which call it sleeps, and since when.
+//!
+//! `/proc/<pid>/task/<tid>/sched` tells when the task last went to sleep, by the clock of its processor's run queue.
+//! That clock runs like `CLOCK_MONOTONIC` but for the time that a hypervisor took away, so the two are compared now.
+
+use super::now;
+use crate::proc::{read, stat};
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::unistd::Pid;
+use std::collections::HashMap;
+
+/// What was seen before a task was stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Before {
+    number: u64,
+    since: i64,
+    sleeps: u64,
+}
+
+/// The differences between `CLOCK_MONOTONIC` and the clocks of processors.
+#[derive(Debug, Default)]
+pub struct Clocks {
+    differences: HashMap<i32, Option<i64>>,
+}
+
+impl Before {
+    /// Looks at a task. Nothing if it runs, or is in no call whose time is limited, or the kernel does not tell.
+    #[must_use]
+    pub fn look(tid: i32, clocks: &mut Clocks) -> Option<Self> {
+        let text = read::file(tid, "syscall").ok()?;
+        let number = std::str::from_utf8(&text).ok()?.split(' ').next()?.trim().parse::<u64>().ok()?;
+        if !super::call::may_have_limit(number) {
+            return None;
+        }
+        let (slept_at, sleeps) = parse(&read::file(tid, "sched").ok()?)?;
+        let processor = stat::processor(&read::file(tid, "stat").ok()?)?;
+        let difference = clocks.difference(processor)?;
+        Some(Self { number, since: slept_at + difference, sleeps })
+    }
+
+    /// Since when the task waits in this call, if it is still the one that was seen. To be asked when it has stopped.
+    #[must_use]
+    pub fn waiting_since(&self, tid: i32, number: u64) -> Option<i64> {
+        let (_, sleeps) = parse(&read::file(tid, "sched").ok()?)?;
+        // It was woken by the stop and went to sleep once, in the stop.
+        (number == self.number && sleeps <= self.sleeps + 1).then_some(self.since)
+    }
+}
+
+impl Clocks {
+    /// `CLOCK_MONOTONIC` minus the clock of a processor, in nanoseconds.
+    fn difference(&mut self, processor: i32) -> Option<i64> {
+        *self.differences.entry(processor).or_insert_with(|| compare(processor))
+    }
+}
+
+/// Goes to a processor and reads its clock: that of the moment at which we came there.
+fn compare(processor: i32) -> Option<i64> {
+    let this = Pid::from_raw(0);
+    let home = sched_getaffinity(this).ok()?;
+    let mut there = CpuSet::new();
+    there.set(usize::try_from(processor).ok()?).ok()?;
+    let went = sched_setaffinity(this, &there);
+    std::thread::yield_now();
+    let clock = std::fs::read("/proc/thread-self/sched").ok();
+    let monotonic = now();
+    sched_setaffinity(this, &home).ok()?;
+    went.ok()?;
+    let (at, _) = parse(&clock?)?;
+    Some(monotonic - at)
+}
+
+/// When the task was last put to sleep or on its processor, in nanoseconds, and how often it has gone to sleep.
+fn parse(text: &[u8]) -> Option<(i64, u64)> {
+    let text = std::str::from_utf8(text).ok()?;
+    let value = |name: &str| {
+        let line = text.lines().find(|line| line.starts_with(name))?;
+        Some(line.rsplit(':').next()?.trim())
+    };
+    let (milliseconds, nanoseconds) = value("se.exec_start")?.split_once('.')?;
+    let at = milliseconds.parse::<i64>().ok()? * 1_000_000 + nanoseconds.parse::<i64>().ok()?;
+    Some((at, value("nr_voluntary_switches")?.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_scheduler_tells_when_a_task_went_to_sleep() {
+        let text = b"cat (1933, #threads: 1)\n---\nse.exec_start         :        785333.070081\n\
+            nr_switches    :    7\nnr_voluntary_switches     :           5\n";
+        assert_eq!(parse(text), Some((785_333_070_081, 5)));
+        assert_eq!(parse(b"nothing"), None);
+    }
+}

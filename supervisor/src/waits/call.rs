@@ -1,0 +1,127 @@
+//! Which calls wait for at most some time, and where they have it.
+
+use crate::sys::process;
+use crate::sys::ptrace::Registers;
+use nix::sys::socket::{getsockopt, sockopt};
+use nix::sys::time::{TimeVal, TimeValLike};
+use std::os::fd::AsFd;
+
+/// Where a call has its time-out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Limit {
+    /// The address of a `struct timespec` in this register.
+    Time(Register),
+    /// Milliseconds in this register; negative for none.
+    Milliseconds(Register),
+    /// `SO_RCVTIMEO` of the socket in `rdi`.
+    Receive,
+    /// `SO_SNDTIMEO` of the socket in `rdi`.
+    Send,
+}
+
+/// A register of an argument.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Register {
+    /// The first.
+    Rdi,
+    /// The third.
+    Rdx,
+    /// The fourth.
+    R10,
+    /// The fifth.
+    R8,
+}
+
+impl Register {
+    /// Its value.
+    #[must_use]
+    pub fn get(self, registers: &Registers) -> u64 {
+        match self {
+            Register::Rdi => registers.rdi,
+            Register::Rdx => registers.rdx,
+            Register::R10 => registers.r10,
+            Register::R8 => registers.r8,
+        }
+    }
+
+    /// Gives it a value.
+    pub fn set(self, registers: &mut Registers, value: u64) {
+        match self {
+            Register::Rdi => registers.rdi = value,
+            Register::Rdx => registers.rdx = value,
+            Register::R10 => registers.r10 = value,
+            Register::R8 => registers.r8 = value,
+        }
+    }
+}
+
+/// Where a call has its time-out, if it can have one that is lost.
+#[must_use]
+pub fn place(number: u64) -> Option<Limit> {
+    Some(match number.cast_signed() {
+        libc::SYS_nanosleep => Limit::Time(Register::Rdi),
+        libc::SYS_clock_nanosleep | libc::SYS_rt_sigtimedwait => Limit::Time(Register::Rdx),
+        libc::SYS_futex | libc::SYS_epoll_pwait2 | libc::SYS_semtimedop => Limit::Time(Register::R10),
+        libc::SYS_io_getevents => Limit::Time(Register::R8),
+        libc::SYS_poll => Limit::Milliseconds(Register::Rdx),
+        libc::SYS_epoll_wait | libc::SYS_epoll_pwait => Limit::Milliseconds(Register::R10),
+        libc::SYS_read | libc::SYS_recvfrom | libc::SYS_recvmsg => Limit::Receive,
+        libc::SYS_write | libc::SYS_sendto | libc::SYS_sendmsg => Limit::Send,
+        _ => return None,
+    })
+}
+
+/// Whether it is worth looking at a task in this call before it is stopped.
+#[must_use]
+pub fn may_have_limit(number: u64) -> bool {
+    place(number).is_some()
+}
+
+/// The time-out of the call that a task was stopped in, in nanoseconds. None if it has none, or an absolute one.
+#[must_use]
+pub fn limit(pid: i32, tid: i32, registers: &Registers) -> Option<u64> {
+    const ABSOLUTE: u64 = 1;
+    const FUTEX_COMMAND: u64 = 0x7f;
+    let number = registers.orig_rax.cast_signed();
+    if number == libc::SYS_clock_nanosleep && registers.rsi & ABSOLUTE != 0 {
+        return None;
+    }
+    if number == libc::SYS_futex && registers.rsi & FUTEX_COMMAND != 0 {
+        return None;
+    }
+    match place(registers.orig_rax)? {
+        Limit::Time(register) => time(tid, register.get(registers)),
+        Limit::Milliseconds(register) => {
+            // An int: the upper half of the register means nothing.
+            #[expect(clippy::cast_possible_truncation, reason = "the kernel does the same")]
+            let milliseconds = register.get(registers) as u32;
+            u64::try_from(milliseconds.cast_signed()).ok()?.checked_mul(1_000_000)
+        }
+        Limit::Receive => socket_limit(pid, registers.rdi, true),
+        Limit::Send => socket_limit(pid, registers.rdi, false),
+    }
+}
+
+/// A `struct timespec` in the memory of a task, in nanoseconds.
+fn time(tid: i32, address: u64) -> Option<u64> {
+    if address == 0 {
+        return None;
+    }
+    let mut bytes = [0; 16];
+    if process::read_memory(tid, address, &mut bytes) != Ok(16) {
+        return None;
+    }
+    let word = |index: usize| bytes.get(index * 8..index * 8 + 8)?.try_into().ok().map(u64::from_le_bytes);
+    word(0)?.checked_mul(1_000_000_000)?.checked_add(word(1)?)
+}
+
+fn socket_limit(pid: i32, number: u64, receive: bool) -> Option<u64> {
+    let pidfd = process::pidfd_open(pid).ok()?;
+    let socket = process::pidfd_getfd(pidfd.as_fd(), i32::try_from(number).ok()?).ok()?;
+    let limit: TimeVal = if receive {
+        getsockopt(&socket, sockopt::ReceiveTimeout).ok()?
+    } else {
+        getsockopt(&socket, sockopt::SendTimeout).ok()?
+    };
+    u64::try_from(limit.num_microseconds()).ok()?.checked_mul(1000).filter(|&limit| limit > 0)
+}

@@ -1,0 +1,63 @@
+//! Calls that wait for at most some time, and how they go on with the time that is left.
+//!
+//! Stopping a task ends its call. Most calls the kernel makes again by itself; a time-out then falls into one of three
+//! classes:
+//!
+//! - The deadline is absolute, or the kernel writes what is left to where the call reads it (`ppoll`, `pselect6`,
+//!   `select`): made again, the call is right, see [`updated`].
+//! - The kernel keeps the deadline in a *restart block* (`nanosleep`, `poll`, relative `futex`;
+//!   `-ERESTART_RESTARTBLOCK`): the same task goes on rightly by itself. Nobody can read a restart block, so when it was
+//!   first seen, a [`note`] with the deadline is left below the red zone of the task's stack, where the next dump finds
+//!   it. A restored task makes the call with what is left and is interrupted in it, and so has a restart block again.
+//! - The kernel would end the call with `EINTR` (`epoll_wait`, `rt_sigtimedwait`, `recv` with `SO_RCVTIMEO`, …): it is
+//!   made again with a shorter time-out, see [`resume`].
+//!
+//! How long a task has been waiting is seen before it is stopped: the scheduler tells when it went to sleep
+//! ([`before`]). Where a kernel does not tell, the call waits its whole time anew.
+
+pub mod before;
+pub mod call;
+pub mod note;
+pub mod resume;
+pub mod updated;
+
+use crate::sys::ptrace::Registers;
+use before::Before;
+use nix::time::{ClockId, clock_gettime};
+use vckpt_image_format::record::lightweight_process::Wait;
+
+/// `-ERESTART_RESTARTBLOCK`.
+pub const RESTART_BLOCK: i64 = -516;
+/// `-ERESTARTNOHAND`: made again unless a handler runs; then the program sees `EINTR`.
+pub const RESTART_NO_HANDLER: i64 = -514;
+
+/// `CLOCK_MONOTONIC`, in nanoseconds.
+#[must_use]
+pub fn now() -> i64 {
+    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |time| time.tv_sec() * 1_000_000_000 + time.tv_nsec())
+}
+
+/// The wait in which a task was stopped, if it has a limit of time that would be lost.
+///
+/// `interrupted` says that the kernel would end the call with `EINTR`.
+#[must_use]
+pub fn observe(pid: i32, tid: i32, registers: &Registers, interrupted: bool, before: Option<&Before>) -> Option<Wait> {
+    let restart_block = registers.rax.cast_signed() == RESTART_BLOCK;
+    if !restart_block && !interrupted {
+        return None;
+    }
+    if registers.orig_rax == libc::SYS_restart_syscall.cast_unsigned() {
+        let note = note::read(tid, registers)?;
+        return Some(Wait { number: note.number, remaining: left(note.deadline), restart_block: true });
+    }
+    let limit = call::limit(pid, tid, registers)?;
+    let since = before.and_then(|before| before.waiting_since(tid, registers.orig_rax));
+    let waited = since.map_or(0, |since| u64::try_from(now() - since).unwrap_or(0));
+    let number = u32::try_from(registers.orig_rax).ok()?;
+    Some(Wait { number, remaining: limit.saturating_sub(waited), restart_block })
+}
+
+/// What is left until a deadline.
+fn left(deadline: i64) -> u64 {
+    u64::try_from(deadline - now()).unwrap_or(0)
+}
