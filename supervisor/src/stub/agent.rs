@@ -1,7 +1,7 @@
 //! The stub in a task that is being dumped: put in place, asked, and taken out again without a trace.
 //!
 //! At every moment from [`Agent::prepare`] to [`Agent::release`] the task finds its own way back if this program dies:
-//! see [`sigframe`](crate::tracee::sigframe). The one exception is a task whose stack has no room below its red zone
+//! see [`sigframe`]. The one exception is a task whose stack has no room below its red zone
 //! for the frames; then the few microseconds of each remote call are not covered.
 
 use super::batch::{Batch, Outcome};

@@ -120,7 +120,7 @@ fn pointer(address: u64) -> *mut libc::c_void {
     std::ptr::without_provenance_mut(usize::try_from(address).unwrap_or(usize::MAX))
 }
 
-/// `struct clone_args` of clone3(2), for [`fork_with_pids`] and for batches.
+/// `struct clone_args` of clone3(2), for the calls that batches make.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default)]
 pub struct CloneArguments {
