@@ -1,12 +1,13 @@
 //! A restore under way: the puppets, and the objects that were made for them.
 //!
-//! Dropping it before the release ends every puppet: nothing is left behind.
+//! Dropping it before the release ends every puppet and removes every path that was made: nothing is left behind.
 
 use crate::error::{Error, Result, Subject, code};
 use crate::namespaces;
 use crate::plan::Stage;
 use crate::stub::batch::{Batch, Outcome};
 use crate::stub::puppet::{Place, Puppet};
+use crate::undo::Undo;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -31,6 +32,8 @@ pub struct Restoring<'image> {
     pub root_directory: PathBuf,
     /// What can't be restored exactly, in one line each.
     pub degraded: Vec<String>,
+    /// The paths that were made.
+    pub undo: Undo,
     place: Place,
     /// The init of the tree's own PID namespace, if it gets one.
     init: Option<Puppet>,
@@ -58,6 +61,7 @@ impl<'image> Restoring<'image> {
             nameless_files: HashMap::new(),
             root_directory: PathBuf::new(),
             degraded: Vec::new(),
+            undo: Undo::default(),
             place,
             init: None,
             root,
@@ -117,6 +121,7 @@ impl<'image> Restoring<'image> {
         for puppet in self.puppets.values_mut() {
             puppet.release()?;
         }
+        self.undo.release();
         Ok(())
     }
 

@@ -176,7 +176,7 @@ fn through_a_stream() -> Outcome {
         let cat = spawn(cat.stdin(Stdio::from(from)).stdout(File::create(&file)?))?;
         let mut dump = case.command(&case.vckpt, "dump")?;
         let dump_pid = spawn(dump.args(["dump", &root.to_string(), "-o", "-"]).stdout(Stdio::from(to)))?;
-        // With it goes our own copy of the pipe's end.
+        // It holds an end of the pipe, which cat reads to the end.
         drop(dump);
         let status = wait_exit(dump_pid, Duration::from_secs(30))?;
         ensure!(status.success(), "the dump into a stream ended with {status}: {}", case.output("dump"));

@@ -101,7 +101,7 @@ impl Header {
         if !Self::begins(bytes) {
             return Err(FormatError::NotAnImage);
         }
-        // Before the checksum: the header of a later format may look otherwise behind its version.
+        // The version says how everything else is to be read, the checksum too: so it comes first.
         let version = u32_at(bytes, 8);
         if version > FORMAT_VERSION {
             return Err(FormatError::NewerFormat { found: version, supported: FORMAT_VERSION });

@@ -347,8 +347,10 @@ impl Agent {
     ) -> Result<()> {
         let stopped = stopped.to_interruption(Instant::now() + PATIENCE)?;
         stopped.set_xstate(&self.xstate)?;
-        stopped.set_registers(&self.registers)?;
+        // The mask before the registers: until it has its own registers, the thread would go home by the frames,
+        // which set the mask; afterwards nobody would.
         stopped.set_signal_mask(self.signal_mask)?;
+        stopped.set_registers(&self.registers)?;
         write_exact(memory, way_home.address, overwritten)?;
         self.state = State::Stopped(stopped);
         Ok(())

@@ -15,6 +15,7 @@
 pub mod epoll;
 pub mod event;
 pub mod file;
+pub mod holders;
 pub mod internet;
 pub mod observe;
 pub mod opened;
