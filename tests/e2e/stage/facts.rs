@@ -108,8 +108,7 @@ impl Facts {
         self.note("pid, group, session", format!("{ids:?}"));
         for name in FILES {
             // An ordinary user is restored in a user namespace, which may not set groups.
-            // SAFETY: getuid has no arguments and cannot fail.
-            if *name == "setgroups" && unsafe { libc::getuid() } != 0 {
+            if *name == "setgroups" && is_ordinary_user() {
                 continue;
             }
             let bytes = fs::read(format!("/proc/self/{name}")).unwrap_or_default();
@@ -215,10 +214,16 @@ impl Facts {
     }
 }
 
+/// True unless this process belongs to root.
+fn is_ordinary_user() -> bool {
+    // SAFETY: getuid has no arguments and cannot fail.
+    unsafe { libc::getuid() != 0 }
+}
+
 /// The name of an object without what a restored process cannot keep.
 fn without_number(name: &str) -> String {
-    // Shared memory without a name becomes a file in memory when it is restored.
-    let was_nameless = name.starts_with("/memfd:vckpt-shared-anonymous");
+    // Only root may open shared memory that has no name; that of an ordinary user becomes a file in memory.
+    let was_nameless = is_ordinary_user() && name.starts_with("/memfd:vckpt-shared-anonymous");
     if name.starts_with("/memfd:") && !was_nameless {
         return name.to_owned();
     }

@@ -1,7 +1,8 @@
 //! Shared segment (kind 68): memory that several mappings or descriptors share: shared anonymous memory, memfds.
 //!
-//! Saved: size, content, and for a memfd its name and seals. Anonymous memory is made by this program and opened through
-//! `/proc/self/map_files`; without the right to do that it becomes a memfd, which differs in its name only. Not here: System V and POSIX shared memory.
+//! Saved: size, content, and for a memfd its name and seals. Anonymous memory is made by this program and opened
+//! through `/proc/self/map_files`; without the right to do that it becomes a memfd, which differs in its name only. Not
+//! here: System V and POSIX shared memory.
 
 use crate::error::{Error, Result, Subject, code};
 use crate::frozen::Frozen;
