@@ -28,6 +28,7 @@ pub mod proc;
 pub mod stub;
 pub mod sys;
 pub mod tracee;
+pub mod undo;
 pub mod waits;
 
 pub use error::{Error, Result};

@@ -1,12 +1,13 @@
 //! A restore under way: the puppets, and the objects that were made for them.
 //!
-//! Dropping it before the release ends every puppet: nothing is left behind.
+//! Dropping it before the release ends every puppet and removes every path that was made: nothing is left behind.
 
 use crate::error::{Error, Result, Subject, code};
 use crate::namespaces;
 use crate::plan::Stage;
 use crate::stub::batch::{Batch, Outcome};
 use crate::stub::puppet::{Place, Puppet};
+use crate::undo::Undo;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::collections::{BTreeMap, HashMap};
@@ -35,6 +36,8 @@ pub struct Restoring<'image> {
     pub degraded: Vec<String>,
     /// Processes that are to be stopped by a signal when they are released.
     pub stopped: Vec<TaskId>,
+    /// The paths that were made.
+    pub undo: Undo,
     place: Place,
     /// The init of the tree's own PID namespace, if it gets one.
     init: Option<Puppet>,
@@ -63,6 +66,7 @@ impl<'image> Restoring<'image> {
             root_directory: PathBuf::new(),
             degraded: Vec::new(),
             stopped: Vec::new(),
+            undo: Undo::default(),
             place,
             init: None,
             root,
@@ -127,6 +131,7 @@ impl<'image> Restoring<'image> {
         for puppet in self.puppets.values_mut() {
             puppet.release()?;
         }
+        self.undo.release();
         Ok(())
     }
 

@@ -38,6 +38,8 @@ mod files;
 mod kills;
 mod locks;
 mod memory;
+mod outside;
+mod over;
 mod pipes;
 mod refusals;
 mod servers;
@@ -67,11 +69,13 @@ const TOPICS: &[Topic] = &[
     files::TOPIC,
     locks::TOPIC,
     pipes::TOPIC,
+    outside::TOPIC,
     signals::TOPIC,
     timers::TOPIC,
     attributes::TOPIC,
     events::TOPIC,
     sockets::TOPIC,
+    over::TOPIC,
     terminal::TOPIC,
     kills::TOPIC,
     servers::TOPIC,

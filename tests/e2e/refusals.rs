@@ -1,17 +1,23 @@
 //! Targets and places that must be refused: a named error, the right exit code, the target unharmed.
 
+use std::ffi::OsString;
 use std::fs::{self, File};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::os::unix::process::CommandExt as _;
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use crate::harness::case::{Case, Ran, text};
-use crate::harness::process::{describe, signal, spawn, until, wait_exit};
+use crate::harness::process::{alive, children, describe, signal, spawn, until, wait_exit};
+use crate::harness::programs::free_port;
 use crate::harness::{Outcome, Topic, ensure, is_root, need_root, skip};
+use crate::stage::{Stage, verify};
 
 pub(crate) const TOPIC: Topic = Topic {
     name: "refusals",
-    fixtures: &[],
+    fixtures: &[("bound", bound)],
     cases: &[
         ("no_such_process", no_such_process),
         ("process_of_somebody_else", process_of_somebody_else),
@@ -22,6 +28,7 @@ pub(crate) const TOPIC: Topic = Topic {
         ("output_exists", output_exists),
         ("output_folder_missing", output_folder_missing),
         ("disk_full", disk_full),
+        ("failed_restore_leaves_nothing", failed_restore),
     ],
 };
 
@@ -139,6 +146,59 @@ fn output_folder_missing() -> Outcome {
     let image = case.path("no-folder/image.vckpt");
     let ran = case.vckpt(&["dump", &root.to_string(), "-o", text(&image)])?;
     ran.refused(&[2, 5])?;
+    case.ask()?;
+    case.finish(root)
+}
+
+/// A program that listens at two paths and at a port.
+fn bound(stage: Stage) {
+    let first = UnixListener::bind(stage.path("socket")).unwrap();
+    let second = UnixDatagram::bind(stage.path("datagrams")).unwrap();
+    let port = stage.arguments[0].parse::<u16>().unwrap();
+    let tcp = TcpListener::bind(("127.0.0.1", port)).unwrap();
+    stage.serve(|_| {
+        UnixStream::connect(stage.path("socket")).map_err(|error| error.to_string())?;
+        first.accept().map_err(|error| error.to_string())?;
+        verify!(second.local_addr().is_ok_and(|address| address.as_pathname().is_some()), "the datagrams");
+        TcpStream::connect(("127.0.0.1", port)).map_err(|error| error.to_string())?;
+        tcp.accept().map(drop).map_err(|error| error.to_string())
+    });
+}
+
+/// The names in a folder, in order.
+fn names(folder: &Path) -> Outcome<Vec<OsString>> {
+    let mut names =
+        fs::read_dir(folder)?.map(|entry| Ok(entry?.file_name())).collect::<std::io::Result<Vec<_>>>()?;
+    names.sort();
+    Ok(names)
+}
+
+/// A restore that fails late, when the paths were bound already: by a port that is taken.
+fn failed_restore() -> Outcome {
+    let mut case = Case::new()?;
+    let port = free_port()?;
+    let mut root = case.start("bound", &[&port.to_string()])?;
+    let image = case.dump(root)?;
+    if case.is_control() {
+        return case.finish(root);
+    }
+    let taken = TcpListener::bind(("127.0.0.1", port))?;
+    // One file stays as the program left it, the other is gone.
+    fs::remove_file(case.path("socket"))?;
+    let before = names(&case.folder)?;
+    let ran = case.vckpt(&["restore", text(&image), "--detach", "--pid-file", "pid"])?;
+    ran.refused(&[5])?;
+    ensure!(ran.stderr.contains(&port.to_string()), "the port is not named: {}", ran.describe());
+    // The harness adds and removes files of its own for the command.
+    let after = names(&case.folder)?;
+    let new: Vec<_> = after.iter().filter(|name| !before.contains(name)).collect();
+    let ours: Vec<_> = new.iter().filter(|name| **name != "vckpt.out").collect();
+    ensure!(ours.is_empty(), "a restore that failed has left {ours:?}");
+    ensure!(case.path("datagrams").exists(), "a restore that failed has removed a file");
+    let left = children(i32::try_from(std::process::id())?);
+    ensure!(left.iter().all(|&pid| !alive(pid)), "a restore that failed has left {left:?}");
+    drop(taken);
+    root = case.restore(&image)?;
     case.ask()?;
     case.finish(root)
 }

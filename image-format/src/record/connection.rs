@@ -60,6 +60,25 @@ pub enum ConnectionState {
         /// The peer.
         peer: Address,
     },
+    /// A TCP connection that is over. What it has received and nobody has read yet is in
+    /// [`DataQueued`](super::data_queued::DataQueued) records.
+    Over {
+        /// How it came to its end.
+        ending: Ending,
+        /// Its peer, if the kernel still told.
+        peer: Option<Address>,
+    },
+}
+
+/// How a TCP connection came to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Ending {
+    /// The peer has closed it, the program has not: `CLOSE_WAIT`.
+    PeerClosed,
+    /// It was reset or failed otherwise, and the program has not got the error yet.
+    Failed,
+    /// Closed from both sides, or failed and the program knows.
+    Closed,
 }
 
 impl std::fmt::Display for Address {
@@ -73,7 +92,7 @@ impl std::fmt::Display for Address {
 
 impl Record for Connection {
     const KIND: Kind = Kind::Connection;
-    const VERSION: u16 = 1;
+    const VERSION: u16 = 2;
 
     fn name(&self) -> String {
         let protocol = match (self.family, self.protocol) {
@@ -87,6 +106,8 @@ impl Record for Connection {
             ConnectionState::Unconnected => format!("{protocol} {local}"),
             ConnectionState::Listening { .. } => format!("{protocol} listening at {local}"),
             ConnectionState::FixedPeer { peer } => format!("{protocol} {local} to {peer}"),
+            ConnectionState::Over { peer: Some(peer), .. } => format!("{protocol} {local} to {peer}, over"),
+            ConnectionState::Over { peer: None, .. } => format!("{protocol} {local}, over"),
         }
     }
 
@@ -103,10 +124,14 @@ impl Record for Connection {
         let netlink = |address: &Address| matches!(address, Address::Netlink { .. });
         let peer = match &self.state {
             ConnectionState::FixedPeer { peer } => Some(peer),
+            ConnectionState::Over { peer, .. } => peer.as_ref(),
             ConnectionState::Unconnected | ConnectionState::Listening { .. } => None,
         };
         if self.local.iter().chain(peer).any(|address| netlink(address) != (self.family == 16)) {
             return Err("an address is of another family than the socket".to_owned());
+        }
+        if matches!(self.state, ConnectionState::Over { .. }) && (self.family == 16 || self.protocol != 6) {
+            return Err("a socket that is none of TCP has a connection that is over".to_owned());
         }
         self.options.iter().try_for_each(SocketOption::check)
     }

@@ -17,13 +17,25 @@ pub struct Pipe {
     pub path: Option<Text>,
     /// `F_GETPIPE_SZ`.
     pub capacity: u32,
+    /// Where its other side is.
+    pub reach: Reach,
     /// Its ends: the access mode says which, `O_DIRECT` is packet mode. An end that is closed is not here.
     pub ends: Vec<Description>,
 }
 
+/// Where the side of a pipe is that has no end in the image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reach {
+    /// Nowhere: both sides are in the image, or the other one is closed.
+    Inside,
+    /// In processes outside of the dumped tree. What waits in the pipe is in the image if the ends here read it. On the
+    /// same boot it may still be found by its inode number.
+    Outside,
+}
+
 impl Record for Pipe {
     const KIND: Kind = Kind::Pipe;
-    const VERSION: u16 = 1;
+    const VERSION: u16 = 2;
 
     fn name(&self) -> String {
         match &self.path {
@@ -50,6 +62,13 @@ impl Record for Pipe {
         }
         if self.path.as_ref().is_some_and(|path| path.is_empty() || path.0.contains(&0)) {
             return Err("the path is empty or has a NUL".to_owned());
+        }
+        if self.reach == Reach::Outside {
+            let reads = self.ends.iter().any(Description::reads);
+            let writes = self.ends.iter().any(Description::writes);
+            if self.path.is_some() || (reads && writes) {
+                return Err("a pipe that leads outside has both sides, or a path".to_owned());
+            }
         }
         self.ends.iter().try_for_each(Description::check)
     }

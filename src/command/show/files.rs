@@ -9,7 +9,7 @@ use vckpt_image_format::record::description::Description;
 use vckpt_image_format::record::epoll::Epoll;
 use vckpt_image_format::record::event_descriptor::EventDescriptor;
 use vckpt_image_format::record::file::{File, Target};
-use vckpt_image_format::record::pipe::Pipe;
+use vckpt_image_format::record::pipe::{Pipe, Reach};
 use vckpt_image_format::record::process::{Living, Process};
 use vckpt_image_format::record::signal_descriptor::SignalDescriptor;
 use vckpt_image_format::record::terminal::Terminal;
@@ -118,7 +118,11 @@ fn opened(image: &Image) -> Result<HashMap<DescriptionId, Opened>, FormatError> 
         add(&file.description, kind, offset, name);
     }
     for pipe in image.all::<Pipe>()? {
-        let name = pipe.path.as_ref().map_or_else(|| format!("pipe:[{}]", pipe.inode), ToString::to_string);
+        let mut name =
+            pipe.path.as_ref().map_or_else(|| format!("pipe:[{}]", pipe.inode), ToString::to_string);
+        if pipe.reach == Reach::Outside {
+            name.push_str(" (from outside)");
+        }
         pipe.ends.iter().for_each(|end| add(end, "FIFO", "0t0".to_owned(), name.clone()));
     }
     for terminal in image.all::<Terminal>()? {

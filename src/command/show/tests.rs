@@ -11,7 +11,7 @@ use vckpt_image_format::record::descriptor_table::{Descriptor, DescriptorTable};
 use vckpt_image_format::record::file::{File, Target};
 use vckpt_image_format::record::lightweight_process::LightweightProcess;
 use vckpt_image_format::record::mmap_memory::{MmapMemory, PageOwner, PageRun, PageSource};
-use vckpt_image_format::record::pipe::Pipe;
+use vckpt_image_format::record::pipe::{Pipe, Reach};
 use vckpt_image_format::record::process::{Living, Process};
 use vckpt_image_format::record::process_map::{Layout, MappedFile, Mapping, ProcessMap, Source};
 use vckpt_image_format::record::process_status::{ProcessStatus, State};
@@ -130,7 +130,7 @@ fn descriptors(writer: &mut Writer) {
     let target = Target::Regular { size: 99, modified: 0 };
     add(writer, &File { description: description(0, 0o102_001), path, target, position: 42 });
     let ends = vec![description(1, 0)];
-    add(writer, &Pipe { id: PipeId(0), inode: 77, path: None, capacity: 4096, ends });
+    add(writer, &Pipe { id: PipeId(0), inode: 77, path: None, capacity: 4096, reach: Reach::Inside, ends });
     let descriptor = |number, description| Descriptor {
         number,
         close_on_exec: false,

@@ -138,6 +138,31 @@ pub fn give_room_back(made: BorrowedFd<'_>, before: &(Vec<u8>, u32)) -> std::res
     socket::set_option(made, SOCKET, SO_BUF_LOCK, &before.1.to_ne_bytes()).or(Ok(()))
 }
 
+/// Makes room for this many bytes to be received; what was there before, for [`give_receive_room_back`].
+///
+/// # Errors
+/// What `getsockopt(2)` says.
+pub fn make_receive_room(made: BorrowedFd<'_>, bytes: usize) -> std::result::Result<(Vec<u8>, u32), Errno> {
+    let before = socket::option(made, SOCKET, SO_RCVBUF)?;
+    let locked = socket::number_option(made, SOCKET, SO_BUF_LOCK).unwrap_or_default();
+    let wanted = u32::try_from(bytes.saturating_mul(8)).unwrap_or(u32::MAX / 2).min(1 << 30);
+    set_buffer(made, SO_RCVBUF, SO_RCVBUFFORCE, &wanted.to_ne_bytes())?;
+    Ok((before, locked))
+}
+
+/// Undoes [`make_receive_room`].
+///
+/// # Errors
+/// What `setsockopt(2)` says.
+pub fn give_receive_room_back(
+    made: BorrowedFd<'_>,
+    before: &(Vec<u8>, u32),
+) -> std::result::Result<(), Errno> {
+    set_buffer(made, SO_RCVBUF, SO_RCVBUFFORCE, &before.0)?;
+    // Kernels before 5.14 have no such option, and keep the buffer as one that was set.
+    socket::set_option(made, SOCKET, SO_BUF_LOCK, &before.1.to_ne_bytes()).or(Ok(()))
+}
+
 /// A copy of the bytes that wait in a stream.
 ///
 /// # Errors

@@ -9,6 +9,7 @@
 //! - **Kernel**: `TCP_INFO` tells the state, and of a listener the backlog.
 
 pub mod observe;
+pub mod over;
 pub mod restore;
 
 use super::opened::Opened;
@@ -47,6 +48,9 @@ const BEFORE_BIND: &[(i32, i32)] = &[
     (libc::IPPROTO_IP, libc::IP_TRANSPARENT),
     (libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT),
 ];
+
+/// `IPV6_V6ONLY`, with its level.
+const V6ONLY: (u32, u32) = (libc::IPPROTO_IPV6.cast_unsigned(), libc::IPV6_V6ONLY.cast_unsigned());
 
 /// Options of the internet protocols.
 const OPTIONS: &[(i32, i32)] = &[

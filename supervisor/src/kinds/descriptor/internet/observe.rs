@@ -6,12 +6,18 @@ use crate::kinds::descriptor::opened::{Opened, Walk};
 use crate::kinds::descriptor::socket::{self as any_socket, SOCKET};
 use crate::records::Records;
 use crate::sys::socket;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::os::fd::AsFd;
 use vckpt_image_format::SocketId;
-use vckpt_image_format::record::connection::{Address, Connection, ConnectionState};
+use vckpt_image_format::record::connection::{Address, Connection, ConnectionState, Ending};
+use vckpt_image_format::record::data_queued::{DataQueued, Queue};
 
+const TCP_TIME_WAIT: u8 = 6;
 const TCP_CLOSE: u8 = 7;
+const TCP_CLOSE_WAIT: u8 = 8;
+const TCP_LAST_ACK: u8 = 9;
 const TCP_LISTEN: u8 = 10;
+const TCP_CLOSING: u8 = 11;
 /// Offsets in `struct tcp_info` of what means, for a listener: connections that wait, how many may.
 const TCP_INFO_WAITING: usize = 24;
 const TCP_INFO_BACKLOG: usize = 28;
@@ -40,7 +46,7 @@ fn connection(opened: &Opened, records: &mut Records) -> Result<Connection> {
     let peer = socket::peer_address(file).ok().and_then(|address| parse_address(&address));
     let state = match (family.cast_signed(), protocol.cast_signed()) {
         (libc::AF_NETLINK, _) => netlink_state(opened)?,
-        (_, libc::IPPROTO_TCP) => tcp_state(opened, local, peer)?,
+        (_, libc::IPPROTO_TCP) => tcp_state(opened, local, peer, records)?,
         _ => datagram_state(opened, peer, records),
     };
     let levels = |options: &[(i32, i32)]| -> Vec<(u32, i32)> {
@@ -53,7 +59,7 @@ fn connection(opened: &Opened, records: &mut Records) -> Result<Connection> {
         }
     };
     Ok(Connection {
-        id: SocketId(opened.description.id.0),
+        id: identity(opened),
         description: opened.description.clone(),
         inode: opened.status.st_ino,
         family,
@@ -65,6 +71,11 @@ fn connection(opened: &Opened, records: &mut Records) -> Result<Connection> {
     })
 }
 
+/// A socket has one description, and so the number of that.
+fn identity(opened: &Opened) -> SocketId {
+    SocketId(opened.description.id.0)
+}
+
 fn is_bound(address: &Address) -> bool {
     match address {
         Address::Internet(address) => address.port() != 0 || !address.ip().is_unspecified(),
@@ -73,7 +84,12 @@ fn is_bound(address: &Address) -> bool {
 }
 
 /// The state of a TCP socket.
-fn tcp_state(opened: &Opened, local: Option<Address>, peer: Option<Address>) -> Result<ConnectionState> {
+fn tcp_state(
+    opened: &Opened,
+    local: Option<Address>,
+    peer: Option<Address>,
+    records: &mut Records,
+) -> Result<ConnectionState> {
     let tcp = libc::IPPROTO_TCP.cast_unsigned();
     let info = socket::option(opened.file.as_fd(), tcp, libc::TCP_INFO.cast_unsigned())
         .map_err(|errno| opened.failed("asking for the state of a connection", errno))?;
@@ -82,7 +98,12 @@ fn tcp_state(opened: &Opened, local: Option<Address>, peer: Option<Address>) -> 
         bytes.map_or(0, u32::from_ne_bytes)
     };
     match info.first() {
-        Some(&TCP_CLOSE) => Ok(ConnectionState::Unconnected),
+        Some(&TCP_CLOSE) => match closed(opened)? {
+            Some(ending) => over(opened, ending, peer, records),
+            None => Ok(ConnectionState::Unconnected),
+        },
+        Some(&TCP_CLOSE_WAIT) => over(opened, Ending::PeerClosed, peer, records),
+        Some(&(TCP_LAST_ACK | TCP_CLOSING | TCP_TIME_WAIT)) => over(opened, Ending::Closed, peer, records),
         Some(&TCP_LISTEN) if number(TCP_INFO_WAITING) > 0 => {
             let what = format!("{} connections wait to be accepted", number(TCP_INFO_WAITING));
             Err(opened.refuse(code::SOCKET_STATE, what).hint("try again when the program has accepted them"))
@@ -95,6 +116,35 @@ fn tcp_state(opened: &Opened, local: Option<Address>, peer: Option<Address>) -> 
             Err(opened.refuse(code::SOCKET_STATE, what))
         }
     }
+}
+
+/// How the connection of a socket in state `CLOSE` ended, if it ever had one. Asking for the error would take it away.
+fn closed(opened: &Opened) -> Result<Option<Ending>> {
+    let mut polled = [PollFd::new(&opened.file, PollFlags::RDHUP)];
+    poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))
+        .map_err(|errno| opened.failed("asking whether a connection has ended", errno))?;
+    let events = polled[0].revents();
+    Ok(match (events.contains(PollFlags::RDHUP), events.contains(PollFlags::ERR)) {
+        (false, _) => None,
+        (true, true) => Some(Ending::Failed),
+        (true, false) => Some(Ending::Closed),
+    })
+}
+
+/// A connection that is over, with what was received and not read.
+fn over(
+    opened: &Opened,
+    ending: Ending,
+    peer: Option<Address>,
+    records: &mut Records,
+) -> Result<ConnectionState> {
+    let length = rustix::io::ioctl_fionread(&opened.file)
+        .map_err(|errno| opened.failed("asking what waits in a socket", errno))?;
+    let messages = any_socket::waiting_bytes(opened, usize::try_from(length).unwrap_or(usize::MAX))?;
+    for record in DataQueued::portions(Queue::Socket(identity(opened)), false, messages) {
+        records.push(record);
+    }
+    Ok(ConnectionState::Over { ending, peer })
 }
 
 /// The state of a UDP socket. What waits in it may be lost on the way as well.

@@ -1,7 +1,9 @@
 //! Making sockets of the internet protocols again.
 
+use super::over::{MakeOver, SetReuse};
 use super::{BEFORE_BIND, format_address};
 use crate::error::{Error, Result, Subject, code};
+use crate::kinds::descriptor::holders::Holders;
 use crate::kinds::descriptor::socket::{self as any_socket, SOCKET};
 use crate::kinds::descriptor::{all, restore};
 use crate::plan::{Action, Plan, Stage};
@@ -14,17 +16,35 @@ use std::os::fd::{AsFd, OwnedFd};
 use vckpt_image_format::Image;
 use vckpt_image_format::record::Record;
 use vckpt_image_format::record::connection::{Address, Connection, ConnectionState};
+use vckpt_image_format::record::data_queued::{DataQueued, Queue};
 use vckpt_image_format::record::socket_option::SocketOption;
 
 const SO_REUSEADDR: u32 = libc::SO_REUSEADDR.cast_unsigned();
 
-/// Adds a step for each socket.
+/// Adds a step for each socket. Connections that are over come first: a socket can get the address at which another one
+/// listens only before that does.
 ///
 /// # Errors
 /// As [`all`].
 pub fn plan(image: &Image, plan: &mut Plan) -> Result<()> {
+    let mut reused = Vec::new();
+    let mut others = Vec::new();
     for connection in all::<Connection>(image)? {
+        let ConnectionState::Over { ending, .. } = connection.state else {
+            others.push(connection);
+            continue;
+        };
+        let mut data = all::<DataQueued>(image)?;
+        data.retain(|record| record.queue == Queue::Socket(connection.id));
+        reused.push(SetReuse(connection.clone()));
+        let holders = Holders::of(image)?;
+        plan.action(Stage::Descriptors, MakeOver { connection, ending, data, holders });
+    }
+    for connection in others {
         plan.action(Stage::Descriptors, MakeSocket(connection));
+    }
+    for reuse in reused {
+        plan.action(Stage::Descriptors, reuse);
     }
     Ok(())
 }
@@ -72,7 +92,8 @@ impl MakeSocket {
             self.bind(&made, local)?;
         }
         match state {
-            ConnectionState::Unconnected => {}
+            // Those that are over are made otherwise.
+            ConnectionState::Unconnected | ConnectionState::Over { .. } => {}
             ConnectionState::Listening { backlog } => {
                 rustix::net::listen(&made, i32::try_from(*backlog).unwrap_or(i32::MAX))
                     .map_err(|error| failed("listening", errno(error)))?;

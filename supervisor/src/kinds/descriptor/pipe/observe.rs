@@ -9,12 +9,12 @@ use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use vckpt_image_format::PipeId;
 use vckpt_image_format::record::data_queued::{DataQueued, Message, Queue};
-use vckpt_image_format::record::pipe::Pipe;
+use vckpt_image_format::record::pipe::{Pipe, Reach};
 
 /// Gives a record for each pipe, and for its data.
 ///
 /// # Errors
-/// Pipes with an end outside of the tree.
+/// FIFOs whose name is gone; what can't be looked at.
 pub fn observe(_walk: &Walk<'_>, opened: &[&Opened], records: &mut Records) -> Result<()> {
     let mut pipes: BTreeMap<(u64, u64), Vec<&Opened>> = BTreeMap::new();
     for opened in opened {
@@ -38,12 +38,12 @@ fn pipe(id: PipeId, ends: &[&Opened], records: &mut Records) -> Result<()> {
         return Err(first.refuse(code::DESCRIPTOR_KIND, "a FIFO whose name is gone"));
     }
     let reader = ends.iter().find(|end| end.description.reads());
-    check_other_side(ends)?;
+    let reach = reach(ends)?;
     let capacity = rustix::pipe::fcntl_getpipe_size(&first.file)
         .map_err(|errno| first.failed("asking for the capacity of a pipe", errno))?;
     let packets = ends.iter().any(|end| end.description.flags & libc::O_DIRECT.cast_unsigned() != 0);
     let messages = match reader {
-        Some(reader) => waiting(&reader.file, capacity, packets)
+        Some(reader) => waiting(&reader.file, capacity, packets, reach)
             .map_err(|errno| reader.failed("copying what waits in a pipe", errno))?,
         None => Vec::new(),
     };
@@ -52,6 +52,7 @@ fn pipe(id: PipeId, ends: &[&Opened], records: &mut Records) -> Result<()> {
         inode: first.status.st_ino,
         path: is_fifo.then(|| first.link.clone()),
         capacity: u32::try_from(capacity).unwrap_or(u32::MAX),
+        reach,
         ends: ends.iter().map(|end| end.description.clone()).collect(),
     });
     let borders = packets || messages.len() > 1;
@@ -61,34 +62,30 @@ fn pipe(id: PipeId, ends: &[&Opened], records: &mut Records) -> Result<()> {
     Ok(())
 }
 
-/// A side that nobody in the tree has must be closed altogether.
-fn check_other_side(ends: &[&Opened]) -> Result<()> {
+/// Where the side is that nobody in the tree has: closed altogether, or open outside.
+fn reach(ends: &[&Opened]) -> Result<Reach> {
     let reader = ends.iter().find(|end| end.description.reads());
     let writer = ends.iter().find(|end| end.description.writes());
     let (end, closed) = match (reader, writer) {
         (Some(reader), None) => (reader, PollFlags::HUP),
         (None, Some(writer)) => (writer, PollFlags::ERR),
-        _ => return Ok(()),
+        _ => return Ok(Reach::Inside),
     };
     let mut polled = [PollFd::new(&end.file, PollFlags::empty())];
     poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))
         .map_err(|errno| end.failed("asking whether a pipe is closed", errno))?;
-    // A FIFO that nobody has opened for writing yet says nothing of a writer either way.
+    // A FIFO is found again by its name.
     let is_fifo = end.link.0.starts_with(b"/");
-    if polled[0].revents().contains(closed) || is_fifo {
-        return Ok(());
-    }
-    let what = "a pipe whose other end is open outside of the dumped tree";
-    Err(end.refuse(code::DESCRIPTOR_KIND, what).hint(
-        "dump a process above both ends of the pipe, or start the program with its input and output in files",
-    ))
+    Ok(if polled[0].revents().contains(closed) || is_fifo { Reach::Inside } else { Reach::Outside })
 }
 
 /// A copy of what waits in a pipe. Each message is what one read gives: a packet, or all that comes before one.
+/// Others may read from a pipe that leads outside meanwhile: then it is what was still there.
 fn waiting(
     reader: &OwnedFd,
     capacity: usize,
     packets: bool,
+    reach: Reach,
 ) -> std::result::Result<Vec<Message>, rustix::io::Errno> {
     let length = usize::try_from(rustix::io::ioctl_fionread(reader)?).unwrap_or(usize::MAX);
     if length == 0 {
@@ -98,11 +95,13 @@ fn waiting(
     rustix::pipe::fcntl_setpipe_size(&to, capacity)?;
     let mut left = length;
     while left > 0 {
-        match rustix::pipe::tee(reader, &to, left, SpliceFlags::NONBLOCK)? {
-            0 => break,
+        match rustix::pipe::tee(reader, &to, left, SpliceFlags::NONBLOCK) {
+            Ok(0) | Err(rustix::io::Errno::AGAIN) => break,
+            Err(errno) => return Err(errno),
+            Ok(_) if reach == Reach::Outside => break,
             // Every call begins at the front again: what comes back must be all.
-            copied if copied < left => return Err(rustix::io::Errno::OVERFLOW),
-            copied => left -= copied,
+            Ok(copied) if copied < left => return Err(rustix::io::Errno::OVERFLOW),
+            Ok(copied) => left -= copied,
         }
     }
     let mut messages = Vec::new();
@@ -116,7 +115,7 @@ fn waiting(
         total += count;
         messages.push(Message { data: buffer[..count].to_vec(), source: None });
     }
-    if !packets && total != length {
+    if reach == Reach::Inside && !packets && total != length {
         return Err(rustix::io::Errno::IO);
     }
     Ok(messages)
@@ -136,11 +135,14 @@ mod tests {
         rustix::io::write(&writer, b"hello ").unwrap();
         rustix::io::write(&writer, b"world").unwrap();
         for _ in 0..2 {
-            assert_eq!(data(&waiting(&reader, 65536, false).unwrap()), [b"hello world".to_vec()]);
+            assert_eq!(
+                data(&waiting(&reader, 65536, false, Reach::Inside).unwrap()),
+                [b"hello world".to_vec()]
+            );
         }
         let mut buffer = [0; 20];
         assert_eq!(rustix::io::read(&reader, &mut buffer).unwrap(), 11);
-        assert!(waiting(&reader, 65536, false).unwrap().is_empty());
+        assert!(waiting(&reader, 65536, false, Reach::Inside).unwrap().is_empty());
     }
 
     #[test]
@@ -148,7 +150,10 @@ mod tests {
         let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::DIRECT).unwrap();
         rustix::io::write(&writer, b"one").unwrap();
         rustix::io::write(&writer, b"three").unwrap();
-        assert_eq!(data(&waiting(&reader, 65536, true).unwrap()), [b"one".to_vec(), b"three".to_vec()]);
+        assert_eq!(
+            data(&waiting(&reader, 65536, true, Reach::Inside).unwrap()),
+            [b"one".to_vec(), b"three".to_vec()]
+        );
     }
 
     #[test]
@@ -163,6 +168,6 @@ mod tests {
                 break;
             }
         }
-        assert_eq!(data(&waiting(&reader, 1 << 20, false).unwrap()).concat(), bytes[..sent]);
+        assert_eq!(data(&waiting(&reader, 1 << 20, false, Reach::Inside).unwrap()).concat(), bytes[..sent]);
     }
 }

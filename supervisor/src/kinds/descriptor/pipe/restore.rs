@@ -1,6 +1,8 @@
 //! Making pipes again, with what waited in them.
 
+use super::outside::ConnectOutside;
 use crate::error::{Error, Result, Subject, code};
+use crate::kinds::descriptor::holders::Holders;
 use crate::kinds::descriptor::{all, restore};
 use crate::plan::{Action, Plan, Stage};
 use crate::restoring::Restoring;
@@ -11,28 +13,40 @@ use vckpt_image_format::Image;
 use vckpt_image_format::record::Record;
 use vckpt_image_format::record::data_queued::{DataQueued, Queue};
 use vckpt_image_format::record::description::Description;
-use vckpt_image_format::record::pipe::Pipe;
+use vckpt_image_format::record::pipe::{Pipe, Reach};
+use vckpt_image_format::record::snapshot::Snapshot;
 
-/// Adds a step for each pipe.
+/// Adds a step for each pipe, and one for all that lead outside.
 ///
 /// # Errors
 /// As [`all`].
 pub fn plan(image: &Image, plan: &mut Plan) -> Result<()> {
     let mut data = all::<DataQueued>(image)?;
     data.retain(|record| matches!(record.queue, Queue::Pipe(_)));
+    let mut pipes = Vec::new();
     for pipe in all::<Pipe>(image)? {
         let (mine, others) = data.into_iter().partition(|record| record.queue == Queue::Pipe(pipe.id));
         data = others;
-        plan.action(Stage::Descriptors, MakePipe { pipe, data: mine });
+        match pipe.reach {
+            Reach::Inside => plan.action(Stage::Descriptors, MakePipe { pipe, data: mine }),
+            Reach::Outside => pipes.push(MakePipe { pipe, data: mine }),
+        }
+    }
+    if !pipes.is_empty() {
+        let Snapshot { boot_id, .. } = crate::image::one(image)?;
+        let holders = Holders::of(image)?;
+        plan.action(Stage::Descriptors, ConnectOutside { boot_id, pipes, holders });
     }
     Ok(())
 }
 
 /// Makes a pipe, or opens a FIFO, and fills it.
-#[derive(Debug)]
-struct MakePipe {
-    pipe: Pipe,
-    data: Vec<DataQueued>,
+#[derive(Debug, Clone)]
+pub struct MakePipe {
+    /// The pipe.
+    pub pipe: Pipe,
+    /// What waited in it.
+    pub data: Vec<DataQueued>,
 }
 
 impl Action for MakePipe {
@@ -80,6 +94,12 @@ impl Action for MakePipe {
 }
 
 impl MakePipe {
+    /// How much waited in it.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.data.iter().flat_map(|record| &record.messages).map(|message| message.data.len()).sum()
+    }
+
     /// A reading and a writing description of a FIFO, neither of which waits for somebody else.
     fn open_fifo(&self, path: &std::path::Path) -> Result<(OwnedFd, OwnedFd)> {
         let found = rustix::fs::stat(path).map_err(|errno| {

@@ -10,6 +10,7 @@
 //! - **Kernel**: sock_diag(7) tells the peer (`CONFIG_UNIX_DIAG`); `SO_PEEK_OFF` (3.4) reads datagrams without taking
 //!   them.
 
+mod bind;
 pub mod observe;
 pub mod restore;
 

@@ -1,13 +1,14 @@
 //! Making unix sockets again: all of an image at once, since they need one another.
 
 use super::address;
+use super::bind::bind;
 use crate::error::{Error, Result, Subject, code};
 use crate::kinds::descriptor::{all, restore, socket as any_socket};
 use crate::plan::{Action, Plan, Stage};
 use crate::restoring::Restoring;
 use crate::sys::socket;
+use crate::undo::Undo;
 use nix::errno::Errno;
-use rustix::fs::{AtFlags, CWD, Gid, Mode, Uid};
 use rustix::net::{AddressFamily, Shutdown, SocketFlags};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -15,7 +16,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use vckpt_image_format::record::Record;
 use vckpt_image_format::record::data_queued::{DataQueued, Message, Queue};
 use vckpt_image_format::record::unix_socket::{SocketType, UnixSocket, UnixState};
-use vckpt_image_format::{Image, SocketId, Text};
+use vckpt_image_format::{Image, SocketId};
 
 /// Bytes that certainly fit into a socket whose buffers nobody has changed.
 const FITS: usize = 64 * 1024;
@@ -50,11 +51,12 @@ impl Action for MakeUnixSockets {
     fn act(&self, restoring: &mut Restoring<'_>) -> Result<()> {
         let mut made: HashMap<SocketId, OwnedFd> = HashMap::new();
         for socket in self.sockets.iter().filter(|socket| is_alone(socket)) {
-            let new = alone(socket).map_err(|error| about(error, socket))?;
+            let new = alone(socket, &mut restoring.undo).map_err(|error| about(error, socket))?;
             made.insert(socket.id, new);
         }
         for (first, second) in self.pairs() {
-            let (one, other) = self.pair(first, second, &made).map_err(|error| about(error, first))?;
+            let pair = self.pair(first, second, &made, &mut restoring.undo);
+            let (one, other) = pair.map_err(|error| about(error, first))?;
             made.insert(first.id, one);
             made.insert(second.id, other);
         }
@@ -83,11 +85,11 @@ fn about(error: Box<Error>, socket: &UnixSocket) -> Box<Error> {
     error.about(Subject::path(socket.name()))
 }
 
-fn failed(what: &str, errno: Errno) -> Box<Error> {
+pub(super) fn failed(what: &str, errno: Errno) -> Box<Error> {
     Error::system(code::DESCRIPTOR_RESTORE, what, errno)
 }
 
-fn errno(errno: rustix::io::Errno) -> Errno {
+pub(super) fn errno(errno: rustix::io::Errno) -> Errno {
     Errno::from_raw(errno.raw_os_error())
 }
 
@@ -108,16 +110,16 @@ fn socket_type(socket: &UnixSocket) -> rustix::net::SocketType {
     }
 }
 
-fn new_socket(socket: &UnixSocket) -> Result<OwnedFd> {
+pub(super) fn new_socket(socket: &UnixSocket) -> Result<OwnedFd> {
     rustix::net::socket_with(AddressFamily::UNIX, socket_type(socket), SocketFlags::CLOEXEC, None)
         .map_err(|error| failed("making a unix socket", errno(error)))
 }
 
 /// A socket that needs no other, with its address.
-fn alone(socket: &UnixSocket) -> Result<OwnedFd> {
+fn alone(socket: &UnixSocket, undo: &mut Undo) -> Result<OwnedFd> {
     let new = new_socket(socket)?;
     if let Some(name) = &socket.address {
-        bind(new.as_fd(), name, socket)?;
+        bind(new.as_fd(), name, socket, undo)?;
     }
     if let UnixState::Listening { backlog } = socket.state {
         let backlog = i32::try_from(backlog).unwrap_or(i32::MAX);
@@ -125,53 +127,6 @@ fn alone(socket: &UnixSocket) -> Result<OwnedFd> {
             .map_err(|error| failed("listening at a unix socket", errno(error)))?;
     }
     Ok(new)
-}
-
-/// Gives a socket its address. A socket file that nobody listens at any more is one of the application's own.
-fn bind(new: BorrowedFd<'_>, name: &Text, socket: &UnixSocket) -> Result<()> {
-    let is_path = name.0.first() == Some(&b'/');
-    let to = address(&name.0);
-    if is_path && let Ok(found) = rustix::fs::lstat(name.as_path()) {
-        if found.st_mode & libc::S_IFMT != libc::S_IFSOCK {
-            return Err(Error::new(
-                code::FILE_DIFFERS,
-                "there is something else where the file of a socket was",
-            )
-            .about(Subject::path(name)));
-        }
-        let probe = new_socket(socket)?;
-        if socket::connect(probe.as_fd(), &to) != Err(Errno::ECONNREFUSED) {
-            return Err(taken(name));
-        }
-        rustix::fs::unlink(name.as_path())
-            .map_err(|error| failed("replacing the file of a socket", errno(error)))?;
-    }
-    socket::bind(new, &to).map_err(|errno| {
-        if errno == Errno::EADDRINUSE {
-            return taken(name);
-        }
-        failed("giving a unix socket its address", errno).about(Subject::path(name))
-    })?;
-    if is_path {
-        dress(name, socket).map_err(|error| failed("setting owner and mode of a socket", errno(error)))?;
-    }
-    Ok(())
-}
-
-fn taken(name: &Text) -> Box<Error> {
-    Error::new(code::ADDRESS_TAKEN, "somebody else has the address of a unix socket")
-        .about(Subject::path(name))
-}
-
-/// The file of a socket as it was: gone, or with its owner and permissions.
-fn dress(name: &Text, socket: &UnixSocket) -> std::result::Result<(), rustix::io::Errno> {
-    let Some((mode, user, group)) = socket.file else { return rustix::fs::unlink(name.as_path()) };
-    let has = rustix::fs::lstat(name.as_path())?;
-    if (has.st_uid, has.st_gid) != (user, group) {
-        let (user, group) = (Uid::from_raw(user), Gid::from_raw(group));
-        rustix::fs::chownat(CWD, name.as_path(), Some(user), Some(group), AtFlags::SYMLINK_NOFOLLOW)?;
-    }
-    rustix::fs::chmod(name.as_path(), Mode::from_raw_mode(mode))
 }
 
 impl MakeUnixSockets {
@@ -195,6 +150,7 @@ impl MakeUnixSockets {
         first: &UnixSocket,
         second: &UnixSocket,
         made: &HashMap<SocketId, OwnedFd>,
+        undo: &mut Undo,
     ) -> Result<(OwnedFd, OwnedFd)> {
         let listener_of = |socket: &UnixSocket| {
             let name = socket.address.as_ref()?;
@@ -215,7 +171,7 @@ impl MakeUnixSockets {
         let first_accepted =
             listener_of(first).is_some() || (second.address.is_none() && listener_of(second).is_none());
         let (client, server) = if first_accepted { (second, first) } else { (first, second) };
-        let (client_end, server_end) = accepted(client, server, listener_of(server))?;
+        let (client_end, server_end) = accepted(client, server, listener_of(server), undo)?;
         Ok(if first_accepted { (server_end, client_end) } else { (client_end, server_end) })
     }
 
@@ -315,6 +271,7 @@ fn accepted(
     client: &UnixSocket,
     server: &UnixSocket,
     listener: Option<&OwnedFd>,
+    undo: &mut Undo,
 ) -> Result<(OwnedFd, OwnedFd)> {
     let Some(name) = &server.address else {
         return Err(Error::new(code::INTERNAL, "a unix socket without an address has accepted a connection"));
@@ -326,19 +283,23 @@ fn accepted(
         temporary = new_socket(server)?;
         // The file must be there to be connected to; `dress` comes last.
         let with_file = UnixSocket { file: server.file.or(Some((0o600, 0, 0))), ..server.clone() };
-        bind(temporary.as_fd(), name, &with_file)?;
+        bind(temporary.as_fd(), name, &with_file, undo)?;
         rustix::net::listen(&temporary, 1)
             .map_err(|error| failed("listening at a unix socket", errno(error)))?;
         &temporary
     };
     let client_end = new_socket(client)?;
     if let Some(name) = &client.address {
-        bind(client_end.as_fd(), name, client)?;
+        bind(client_end.as_fd(), name, client, undo)?;
     }
     socket::connect(client_end.as_fd(), &address(&name.0))
         .map_err(|errno| failed("connecting a unix socket", errno).about(Subject::path(name)))?;
     let server_end = rustix::net::accept_with(listener, SocketFlags::CLOEXEC)
         .map_err(|error| failed("accepting the connection of a unix socket", errno(error)))?;
+    if server.file.is_none() && undo.notes(name.as_path()) {
+        rustix::fs::unlink(name.as_path())
+            .map_err(|error| failed("removing the file of a socket", errno(error)))?;
+    }
     Ok((client_end, server_end))
 }
 
