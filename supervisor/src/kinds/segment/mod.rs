@@ -75,14 +75,17 @@ impl Action for MakeSegment {
                 .about(Subject::path(name.to_string_lossy()))
         };
         let anonymous = match self.segment.origin {
-            Origin::Anonymous => process::shared_anonymous(self.segment.size).map_err(|errno| failure(errno.into()))?,
+            Origin::Anonymous => {
+                process::shared_anonymous(self.segment.size).map_err(|errno| failure(errno.into()))?
+            }
             Origin::Memfd { .. } => None,
         };
         let file = match anonymous {
             Some(file) => file,
             None => {
                 let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
-                let file = File::from(memfd_create(name.as_c_str(), flags).map_err(|errno| failure(errno.into()))?);
+                let file =
+                    File::from(memfd_create(name.as_c_str(), flags).map_err(|errno| failure(errno.into()))?);
                 file.set_len(self.segment.size).map_err(failure)?;
                 file
             }
