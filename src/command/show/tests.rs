@@ -114,7 +114,7 @@ fn thread(writer: &mut Writer, id: u32, process: u32) {
         rseq: None,
         parent_death_signal: 0,
         wait: None,
-            instructions: None,
+        instructions: None,
     };
     add(writer, &record);
 }

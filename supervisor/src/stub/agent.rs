@@ -11,12 +11,12 @@ use crate::sys::process;
 use crate::sys::ptrace::Registers;
 use crate::tracee::sigframe::{self, Gadgets, WayHome};
 use crate::tracee::{Running, Stop, Stopped, restartable};
+use crate::waits::before::Before;
+use crate::waits::{self, RESTART_NO_HANDLER, resume, updated};
 use std::fs::File;
 use std::os::fd::BorrowedFd;
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
-use crate::waits::before::Before;
-use crate::waits::{self, RESTART_NO_HANDLER, resume, updated};
 use vckpt_image_format::record::lightweight_process::Wait;
 use vckpt_parasite::protocol::{self, Boot, mode};
 
@@ -82,7 +82,8 @@ impl Agent {
         let mut registers = stopped.registers()?;
         let in_call = registers.orig_rax.cast_signed() >= 0;
         let interrupted = in_call && registers.rax.cast_signed() == -i64::from(libc::EINTR);
-        let wait = in_call.then(|| waits::observe(pid, stopped.tid(), &registers, interrupted, before)).flatten();
+        let wait =
+            in_call.then(|| waits::observe(pid, stopped.tid(), &registers, interrupted, before)).flatten();
         if interrupted {
             // Made again unless a handler runs, which is what the program would have seen without us.
             registers.rax = RESTART_NO_HANDLER.cast_unsigned();

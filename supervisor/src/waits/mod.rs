@@ -41,7 +41,13 @@ pub fn now() -> i64 {
 ///
 /// `interrupted` says that the kernel would end the call with `EINTR`.
 #[must_use]
-pub fn observe(pid: i32, tid: i32, registers: &Registers, interrupted: bool, before: Option<&Before>) -> Option<Wait> {
+pub fn observe(
+    pid: i32,
+    tid: i32,
+    registers: &Registers,
+    interrupted: bool,
+    before: Option<&Before>,
+) -> Option<Wait> {
     let restart_block = registers.rax.cast_signed() == RESTART_BLOCK;
     if !restart_block && !interrupted {
         return None;

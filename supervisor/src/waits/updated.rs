@@ -24,8 +24,12 @@ pub fn shorten(memory: &File, registers: &Registers, passed: u64) -> std::io::Re
     }
     let mut bytes = [0; 16];
     memory.read_exact_at(&mut bytes, address)?;
-    let [seconds, parts] = [&bytes[..8], &bytes[8..]].map(|word| word.try_into().map_or(0, u64::from_le_bytes));
-    let left = seconds.saturating_mul(1_000_000_000).saturating_add(parts.saturating_mul(unit)).saturating_sub(passed);
+    let [seconds, parts] =
+        [&bytes[..8], &bytes[8..]].map(|word| word.try_into().map_or(0, u64::from_le_bytes));
+    let left = seconds
+        .saturating_mul(1_000_000_000)
+        .saturating_add(parts.saturating_mul(unit))
+        .saturating_sub(passed);
     let words = [left / 1_000_000_000, left % 1_000_000_000 / unit];
     let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
     memory.write_all_at(&bytes, address)
