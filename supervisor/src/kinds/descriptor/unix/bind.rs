@@ -15,7 +15,7 @@ use vckpt_image_format::record::unix_socket::UnixSocket;
 ///
 /// # Errors
 /// [`code::ADDRESS_TAKEN`], [`code::FILE_DIFFERS`], [`code::DESCRIPTOR_RESTORE`].
-pub fn bind(new: BorrowedFd<'_>, name: &Text, socket: &UnixSocket, undo: &mut Undo) -> Result<()> {
+pub(super) fn bind(new: BorrowedFd<'_>, name: &Text, socket: &UnixSocket, undo: &mut Undo) -> Result<()> {
     let to = address(&name.0);
     let is_path = name.0.first() == Some(&b'/');
     // Where a file was before, one stays, also if the restore fails: nobody listens at it then, as before.
