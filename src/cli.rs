@@ -61,7 +61,7 @@ pub(crate) struct Dump {
     #[arg(value_parser = clap::value_parser!(i32).range(1..))]
     pub(crate) pid: i32,
 
-    /// The image [default: ./<name>-<pid>.vckpt]; - for standard output
+    /// The image [default: ./NAME-PID.vckpt]; - for standard output
     #[arg(short, long, value_name = "IMAGE", value_hint = ValueHint::FilePath)]
     pub(crate) output: Option<PathBuf>,
 

@@ -139,18 +139,24 @@ fn blocked(stage: Stage) {
     });
 }
 
-/// A thread blocked in a write that is larger than the pipe: half of it is in the pipe already.
+/// A thread blocked in a write that is larger than the pipe: half of it is in the pipe already. When it is stopped
+/// there, the kernel ends the call with what was written, as it does for any signal; the thread writes the rest.
 fn blocked_writer(stage: Stage) {
     let ends = pipe(0);
     thread(move || {
         for round in 0_u8.. {
             let bytes = vec![round; 100_000];
-            // SAFETY: the pointer and length are those of the vector.
-            let result = check(unsafe { libc::write(ends[1], bytes.as_ptr().cast(), bytes.len()) });
-            if result.as_ref().is_ok_and(|&count| count == 100_000) {
-                continue;
+            let mut rest = bytes.as_slice();
+            while !rest.is_empty() {
+                // SAFETY: the pointer and length are those of the slice.
+                match check(unsafe { libc::write(ends[1], rest.as_ptr().cast(), rest.len()) }) {
+                    Ok(count) if count > 0 => rest = &rest[usize::try_from(count).unwrap()..],
+                    result => {
+                        PROBLEMS.lock().unwrap().push(format!("the write of round {round} gave {result:?}"));
+                        return;
+                    }
+                }
             }
-            PROBLEMS.lock().unwrap().push(format!("the write of round {round} gave {result:?}"));
         }
     });
     let mut round = 0_u8;

@@ -175,8 +175,10 @@ fn through_a_stream() -> Outcome {
         let mut cat = case.command(&crate::harness::programs::need_program("cat")?, "cat")?;
         let cat = spawn(cat.stdin(Stdio::from(from)).stdout(File::create(&file)?))?;
         let mut dump = case.command(&case.vckpt, "dump")?;
-        let dump = spawn(dump.args(["dump", &root.to_string(), "-o", "-"]).stdout(Stdio::from(to)))?;
-        let status = wait_exit(dump, Duration::from_secs(30))?;
+        let dump_pid = spawn(dump.args(["dump", &root.to_string(), "-o", "-"]).stdout(Stdio::from(to)))?;
+        // It holds an end of the pipe, which cat reads to the end.
+        drop(dump);
+        let status = wait_exit(dump_pid, Duration::from_secs(30))?;
         ensure!(status.success(), "the dump into a stream ended with {status}: {}", case.output("dump"));
         let status = wait_exit(cat, Duration::from_secs(30))?;
         ensure!(status.success(), "cat ended with {status}");

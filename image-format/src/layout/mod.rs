@@ -101,19 +101,21 @@ impl Header {
         if !Self::begins(bytes) {
             return Err(FormatError::NotAnImage);
         }
+        // The version says how everything else is to be read, the checksum too: so it comes first.
+        let version = u32_at(bytes, 8);
+        if version > FORMAT_VERSION {
+            return Err(FormatError::NewerFormat { found: version, supported: FORMAT_VERSION });
+        }
         if u32_at(bytes, 60) != crc32c(&bytes[..60]) {
             return Err(FormatError::damaged(0, "the checksum of the header is wrong"));
         }
         let header = Self {
-            version: u32_at(bytes, 8),
+            version,
             architecture: u32_at(bytes, 12),
             page_size: u32_at(bytes, 16),
             codec: u32_at(bytes, 20),
             flags: u64_at(bytes, 24),
         };
-        if header.version > FORMAT_VERSION {
-            return Err(FormatError::NewerFormat { found: header.version, supported: FORMAT_VERSION });
-        }
         if header.version == 0 || !is_zero(&bytes[32..60]) {
             return Err(FormatError::damaged(0, "the header has values that no format has"));
         }

@@ -23,7 +23,7 @@ pub fn file(pid: i32, name: &str) -> Result<Vec<u8>> {
 /// Where a link about a process leads, as the kernel prints it.
 ///
 /// # Errors
-/// As [`file`].
+/// As [`file()`].
 pub fn link(pid: i32, name: &str) -> Result<OsString> {
     fs::read_link(path(pid, name)).map(PathBuf::into_os_string).map_err(|error| failure(pid, name, &error))
 }
@@ -31,7 +31,7 @@ pub fn link(pid: i32, name: &str) -> Result<OsString> {
 /// The numbers that name the entries of a directory, in ascending order, such as those of `task`.
 ///
 /// # Errors
-/// As [`file`].
+/// As [`file()`].
 pub fn numbers(pid: i32, name: &str) -> Result<Vec<i32>> {
     let entries = fs::read_dir(path(pid, name)).map_err(|error| failure(pid, name, &error))?;
     let mut numbers = Vec::new();

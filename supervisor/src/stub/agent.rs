@@ -1,7 +1,7 @@
 //! The stub in a task that is being dumped: put in place, asked, and taken out again without a trace.
 //!
 //! At every moment from [`Agent::prepare`] to [`Agent::release`] the task finds its own way back if this program dies:
-//! see [`sigframe`](crate::tracee::sigframe). The one exception is a task whose stack has no room below its red zone
+//! see [`sigframe`]. The one exception is a task whose stack has no room below its red zone
 //! for the frames; then the few microseconds of each remote call are not covered.
 
 use super::batch::{Batch, Outcome};
@@ -347,8 +347,10 @@ impl Agent {
     ) -> Result<()> {
         let stopped = stopped.to_interruption(Instant::now() + PATIENCE)?;
         stopped.set_xstate(&self.xstate)?;
-        stopped.set_registers(&self.registers)?;
+        // The mask before the registers: until it has its own registers, the thread would go home by the frames,
+        // which set the mask; afterwards nobody would.
         stopped.set_signal_mask(self.signal_mask)?;
+        stopped.set_registers(&self.registers)?;
         write_exact(memory, way_home.address, overwritten)?;
         self.state = State::Stopped(stopped);
         Ok(())

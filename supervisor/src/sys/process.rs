@@ -120,7 +120,7 @@ fn pointer(address: u64) -> *mut libc::c_void {
     std::ptr::without_provenance_mut(usize::try_from(address).unwrap_or(usize::MAX))
 }
 
-/// `struct clone_args` of clone3(2), for [`fork_with_pids`] and for batches.
+/// `struct clone_args` of clone3(2), for the calls that batches make.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default)]
 pub struct CloneArguments {
@@ -267,6 +267,29 @@ fn raise_ambient() {
             );
         }
     }
+}
+
+/// Shared anonymous memory of this size, as a file: what `mmap(MAP_SHARED | MAP_ANONYMOUS)` makes. `None` where the
+/// right to open it is missing (`CAP_CHECKPOINT_RESTORE`).
+///
+/// # Errors
+/// See mmap(2).
+pub fn shared_anonymous(size: u64) -> Result<Option<std::fs::File>> {
+    let length = usize::try_from(size).map_err(|_| Errno::EOVERFLOW)?;
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS;
+    // SAFETY: a new mapping at an address of the kernel's choice; it is never dereferenced, and unmapped below.
+    let address = unsafe { libc::mmap(std::ptr::null_mut(), length, protection, flags, -1, 0) };
+    if address == libc::MAP_FAILED {
+        return Err(Errno::last());
+    }
+    let start = address.addr() as u64;
+    let end = start + size.next_multiple_of(4096);
+    let path = format!("/proc/self/map_files/{start:x}-{end:x}");
+    let file = std::fs::File::options().read(true).write(true).open(path);
+    // SAFETY: the mapping was made above, and nobody else knows it.
+    unsafe { libc::munmap(address, length) };
+    Ok(file.ok())
 }
 
 /// Keeps every descriptor from 3 on, whoever opened it, from programs that this one starts.

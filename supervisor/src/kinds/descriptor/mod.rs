@@ -4,9 +4,8 @@
 //! mode, the status flags, the position and the owner of signals. `dup(2)`, `fork(2)` and `SCM_RIGHTS` make several
 //! descriptors lead to one description; that sharing is kept.
 //!
-//! - **Saved**: tables ([`DescriptorTable`](vckpt_image_format::record::descriptor_table::DescriptorTable)), and by
-//!   one of [`DESCRIPTOR_KINDS`] what each description leads to. A description that no kind claims is an error that
-//!   names it.
+//! - **Saved**: tables ([`DescriptorTable`]), and by one of [`DESCRIPTOR_KINDS`] what each description leads to. A
+//!   description that no kind claims is an error that names it.
 //! - **Not saved**: descriptors that travel in sockets; with which credentials `F_SETOWN` was made.
 //! - **Kernel**: `pidfd_getfd(2)` (5.6); `kcmp(2)` to tell whether two descriptors lead to one description.
 //!

@@ -1,7 +1,7 @@
 //! Shared segment (kind 68): memory that several mappings or descriptors share: shared anonymous memory, memfds.
 //!
-//! Saved: size, content, and for a memfd its name and seals. Restored as a memfd in either case: the kernel offers no
-//! way to hand anonymous shared memory to a process that is not a child. Not here: System V and POSIX shared memory.
+//! Saved: size, content, and for a memfd its name and seals. Anonymous memory is made by this program and opened through
+//! `/proc/self/map_files`; without the right to do that it becomes a memfd, which differs in its name only. Not here: System V and POSIX shared memory.
 
 use crate::error::{Error, Result, Subject, code};
 use crate::frozen::Frozen;
@@ -10,6 +10,7 @@ use crate::kinds::memory::fill;
 use crate::plan::{Action, Plan, Stage};
 use crate::records::{FileContent, Inode, Records};
 use crate::restoring::Restoring;
+use crate::sys::process;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use std::ffi::CString;
 use std::fs::File;
@@ -73,10 +74,19 @@ impl Action for MakeSegment {
             Error::system(code::MAPPING, "making a shared segment", error)
                 .about(Subject::path(name.to_string_lossy()))
         };
-        let file = memfd_create(name.as_c_str(), MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)
-            .map_err(|errno| failure(errno.into()))?;
-        let file = File::from(file);
-        file.set_len(self.segment.size).map_err(failure)?;
+        let anonymous = match self.segment.origin {
+            Origin::Anonymous => process::shared_anonymous(self.segment.size).map_err(|errno| failure(errno.into()))?,
+            Origin::Memfd { .. } => None,
+        };
+        let file = match anonymous {
+            Some(file) => file,
+            None => {
+                let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+                let file = File::from(memfd_create(name.as_c_str(), flags).map_err(|errno| failure(errno.into()))?);
+                file.set_len(self.segment.size).map_err(failure)?;
+                file
+            }
+        };
         fill::file(restoring.image, PageOwner::Segment(self.segment.id), &file, self.segment.size)?;
         restoring.segments.insert(self.segment.id, file.into());
         Ok(())

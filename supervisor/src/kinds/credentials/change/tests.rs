@@ -1,3 +1,5 @@
+//! Changes of credentials: from every state that a puppet may have to every state that an image may ask for.
+
 use super::*;
 use vckpt_image_format::TaskId;
 
