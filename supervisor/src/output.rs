@@ -1,11 +1,12 @@
 //! The file of an image that is being made: it has its name only when it is complete.
 
 use crate::error::{Error, Result, Subject, code};
+use crate::sys::file::begin_writing;
 use nix::fcntl::{AT_FDCWD, AtFlags};
 use nix::unistd::linkat;
 use std::fs::{self, File, OpenOptions};
-use std::io::ErrorKind;
-use std::os::fd::AsRawFd;
+use std::io::{ErrorKind, Write};
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -19,11 +20,11 @@ pub(crate) struct ImageFile {
 }
 
 impl ImageFile {
-    /// Makes the file, readable by its owner only; also gives a second handle to write to.
+    /// Makes the file, readable by its owner only; also gives what takes its bytes.
     ///
     /// # Errors
     /// [`code::IMAGE_EXISTS`] if the name is taken, [`code::IMAGE_WRITE`] with the kernel's reason.
-    pub(crate) fn create(path: PathBuf, force: bool) -> Result<(Self, File)> {
+    pub(crate) fn create(path: PathBuf, force: bool) -> Result<(Self, ImageSink)> {
         if !force && path.symlink_metadata().is_ok() {
             return Err(exists(&path));
         }
@@ -48,6 +49,7 @@ impl ImageFile {
             Err(error) => return Err(failure(&path, error)),
         };
         let sink = file.try_clone().map_err(|error| failure(&path, error))?;
+        let sink = ImageSink { file: sink, written: 0, begun: 0 };
         Ok((Self { path, file, temporary, force }, sink))
     }
 
@@ -88,6 +90,37 @@ impl ImageFile {
         let from = format!("/proc/self/fd/{}", self.file.as_raw_fd());
         linkat(AT_FDCWD, from.as_str(), AT_FDCWD, to, AtFlags::AT_SYMLINK_FOLLOW)
             .map_err(|errno| failure(to, errno.into()))
+    }
+}
+
+/// Takes the bytes of an image, and has the disk write them while more of them come: at the end there is then little
+/// to wait for.
+#[derive(Debug)]
+pub struct ImageSink {
+    file: File,
+    written: u64,
+    /// As much is on its way to the disk.
+    begun: u64,
+}
+
+/// Bytes that are sent on their way at a time.
+const STRIDE: u64 = 8 << 20;
+
+impl Write for ImageSink {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let count = self.file.write(bytes)?;
+        self.written += count as u64;
+        if self.written - self.begun >= STRIDE {
+            let (start, length) = (self.begun.cast_signed(), (self.written - self.begun).cast_signed());
+            // Whether it could be written is known when it is made safe.
+            let _ = begin_writing(self.file.as_fd(), start, length);
+            self.begun = self.written;
+        }
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.file.flush()
     }
 }
 

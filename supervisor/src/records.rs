@@ -49,9 +49,6 @@ pub struct MemoryContent {
     pub pid: i32,
     /// Its memory (`/proc/<pid>/mem`).
     pub memory: File,
-    /// Whether pages may be shared by copy-on-write with other processes: then they must not be read in a way that
-    /// makes copies of them.
-    pub shared: bool,
     /// What to subtract from an address to get the address in the record (for segments).
     pub base: u64,
     /// The runs, in order.

@@ -1,24 +1,22 @@
 //! Storing: writes records and contents into an image. It looks at nothing but what observing has named.
 
+mod source;
+
 use crate::error::{Error, Result, code};
 use crate::progress::Progress;
 use crate::records::{FileContent, MemoryContent, Records, RunContent};
-use crate::sys::process;
 use nix::errno::Errno;
 use nix::unistd::{Whence, lseek};
+use source::{CHUNK, Piece};
 use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::FileExt;
 use vckpt_image_format::record::mmap_memory::{MmapMemory, PageOwner, PageRun, PageSource};
 use vckpt_image_format::writer::{ImageWriter, WriteError};
 
-/// Bytes that are read at a time.
-const CHUNK: usize = 1024 * 1024;
 const PAGE: usize = 4096;
-/// The same, as a distance in a file.
+/// The same, for the places in a file.
 const PAGE_LENGTH: i64 = 4096;
-/// Ranges that are read at a time: the kernel's `UIO_MAXIOV`.
-const RANGES: usize = 1024;
 /// Runs in one record.
 const RUNS_A_RECORD: usize = 32 * 1024;
 
@@ -46,7 +44,7 @@ pub fn store(
     }
     let total: u64 =
         records.memories.iter().flat_map(|memory| &memory.runs).map(|run| run.end - run.start).sum();
-    let mut store = Store { writer, buffer: vec![0; CHUNK], memory: 0, total, progress };
+    let mut store = Store { writer, buffer: Vec::new(), memory: 0, total, progress };
     for memory in &records.memories {
         store.memory(memory)?;
     }
@@ -78,50 +76,26 @@ impl Store<'_> {
         }
         let section = self.writer.begin_page_section().map_err(failure)?;
         let mut runs = Runs { section, base: content.base, runs: Vec::new() };
-        let mut pending: Vec<(u64, usize, RunContent)> = Vec::new();
-        let mut filled = 0;
-        for run in &content.runs {
-            self.memory += run.end - run.start;
-            if run.content == RunContent::Parent {
-                self.flush(content, &mut pending, &mut filled, &mut runs)?;
-                runs.add(run.start, (run.end - run.start) / PAGE as u64, PageSource::Parent);
-                continue;
-            }
-            let mut start = run.start;
-            while start < run.end {
-                let room = CHUNK - filled;
-                let length = usize::try_from(run.end - start).unwrap_or(usize::MAX).min(room);
-                pending.push((start, length, run.content));
-                filled += length;
-                start += length as u64;
-                if filled == CHUNK || pending.len() == RANGES {
-                    self.flush(content, &mut pending, &mut filled, &mut runs)?;
-                }
-            }
-        }
-        self.flush(content, &mut pending, &mut filled, &mut runs)?;
+        source::pieces(content, |piece| self.piece(piece, &mut runs))?;
         self.finish_owner(content.owner, runs)
     }
 
-    /// Reads the ranges that were gathered and writes their pages.
-    fn flush(
-        &mut self,
-        content: &MemoryContent,
-        pending: &mut Vec<(u64, usize, RunContent)>,
-        filled: &mut usize,
-        runs: &mut Runs,
-    ) -> Result<()> {
-        let Some(buffer) = self.buffer.get_mut(..*filled) else { return Ok(()) };
-        read_ranges(content, pending, buffer)?;
-        let mut offset = 0;
-        for &(address, length, kind) in pending.iter() {
-            let Some(bytes) = buffer.get(offset..offset + length) else { break };
-            write_pages(&mut self.writer, address, bytes, kind, runs)?;
-            offset += length;
+    /// Writes the pages of a piece.
+    fn piece(&mut self, piece: &Piece, runs: &mut Runs) -> Result<()> {
+        let mut rest = piece.bytes.as_slice();
+        for run in &piece.runs {
+            let length = run.end - run.start;
+            self.memory += length;
+            if run.content == RunContent::Parent {
+                runs.add(run.start, length / PAGE as u64, PageSource::Parent);
+                continue;
+            }
+            let length = usize::try_from(length).unwrap_or(usize::MAX);
+            let Some((bytes, behind)) = rest.split_at_checked(length) else { break };
+            write_pages(&mut self.writer, run.start, bytes, run.content, runs)?;
+            rest = behind;
         }
         (self.progress)(Progress { phase: "pages", done: self.memory.min(self.total), total: self.total });
-        pending.clear();
-        *filled = 0;
         Ok(())
     }
 
@@ -133,6 +107,7 @@ impl Store<'_> {
             Error::system(code::MEMORY_ACCESS, "reading the content of a file", error)
         };
         let file = File::from(content.file.try_clone().map_err(access)?);
+        self.buffer.resize(CHUNK, 0);
         let mut position = 0_i64;
         let size = i64::try_from(content.size).unwrap_or(i64::MAX);
         while position < size {
@@ -234,27 +209,4 @@ fn is_zero(bytes: &[u8], offset: usize) -> bool {
     let page = bytes.get(offset..offset + PAGE).unwrap_or_default();
     let (head, body, tail) = (page.get(..64), page.get(64..PAGE - 64), page.get(PAGE - 64..));
     [head, tail, body].into_iter().flatten().all(|part| part.iter().fold(0, |all, &byte| all | byte) == 0)
-}
-
-/// Reads ranges of a memory into one buffer.
-fn read_ranges(
-    content: &MemoryContent,
-    ranges: &[(u64, usize, RunContent)],
-    buffer: &mut [u8],
-) -> Result<()> {
-    let access = |error: std::io::Error| Error::system(code::MEMORY_ACCESS, "reading memory", error);
-    if !content.shared && !buffer.is_empty() {
-        let vector: Vec<(u64, usize)> =
-            ranges.iter().map(|&(address, length, _)| (address, length)).collect();
-        if process::read_ranges(content.pid, &vector, buffer) == Ok(buffer.len()) {
-            return Ok(());
-        }
-    }
-    let mut rest = buffer;
-    for &(address, length, _) in ranges {
-        let Some((part, behind)) = rest.split_at_mut_checked(length) else { break };
-        content.memory.read_exact_at(part, address).map_err(access)?;
-        rest = behind;
-    }
-    Ok(())
 }

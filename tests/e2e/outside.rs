@@ -8,8 +8,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use crate::harness::case::{Case, text};
-use crate::harness::process::{spawn, until};
-use crate::harness::{Outcome, Topic, ensure};
+use crate::harness::process::{spawn, until, wait_exit};
+use crate::harness::{Outcome, Topic, ensure, need_root};
 use crate::stage::kernel::{put, take};
 use crate::stage::{Stage, verify};
 
@@ -20,6 +20,7 @@ pub(crate) const TOPIC: Topic = Topic {
         ("standard_output_to_a_reader", standard_output),
         ("standard_input_from_a_writer", standard_input),
         ("stray_descriptor", stray),
+        ("pipe_of_somebody_else", of_somebody_else),
         ("leave_running", leave_running),
         ("other_side_gone", gone),
         ("standard_output_handed_on", handed_on),
@@ -33,11 +34,14 @@ const SOURCE: RawFd = 250;
 
 // None of them compares the flags: what is opened by `/proc` has `O_LARGEFILE` besides, which means nothing.
 
+/// Of an ordinary user who is restored in namespaces of its own, `setgroups` changes too.
+const IGNORED: &[&str] = &["fd ", "setgroups"];
+
 /// Writes a line for each question: into its standard output, and into a stray descriptor if it has one.
 fn speaker(stage: Stage) {
     // SAFETY: a getter.
     let has_stray = unsafe { libc::fcntl(STRAY, libc::F_GETFD) } >= 0;
-    stage.serve_except(&["fd "], move |number| {
+    stage.serve_except(IGNORED, move |number| {
         let line = format!("line {number}\n");
         put(1, line.as_bytes()).map_err(|error| format!("standard output: {error}"))?;
         if has_stray {
@@ -141,6 +145,33 @@ fn stray() -> Outcome {
     root = case.round(root)?;
     root = case.round(root)?;
     expect(&mut reader, &lines(3))?;
+    case.finish(root)
+}
+
+/// An ordinary user can't open a pipe that root has made, but has a descriptor of it as the program had.
+fn of_somebody_else() -> Outcome {
+    need_root()?;
+    let mut case = Case::new_as_ordinary_user()?;
+    let (mut reader, writer) = std::io::pipe()?;
+    let mut command = case.fixture("speaker", &[])?;
+    give(&mut command, writer.as_raw_fd(), STRAY);
+    let mut root = spawn(&mut command)?;
+    case.wait_ready("speaker", root)?;
+    case.ask()?;
+    let image = case.dump(root)?;
+    if case.is_control() {
+        return case.finish(root);
+    }
+    let mut command = case.command(&case.vckpt, "vckpt")?;
+    give(&mut command, writer.as_raw_fd(), STRAY);
+    let status = wait_exit(
+        spawn(command.args(["restore", text(&image), "--detach", "--pid-file", "pid"]))?,
+        Duration::from_secs(30),
+    )?;
+    ensure!(status.success() && !case.output("vckpt").contains("pipe:["), "{}", case.output("vckpt"));
+    root = fs::read_to_string(case.path("pid"))?.trim().parse()?;
+    case.ask()?;
+    expect(&mut reader, &lines(2))?;
     case.finish(root)
 }
 

@@ -5,16 +5,21 @@ use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsRawFd as _;
 use std::time::{Duration, Instant};
 
-use crate::harness::case::Case;
+use crate::harness::case::{Case, text};
 use crate::harness::process::spawn;
+use crate::harness::programs::free_port;
 use crate::harness::{Outcome, Topic, ensure};
 use crate::stage::kernel::check;
 use crate::stage::{Stage, verify};
 
 pub(crate) const TOPIC: Topic = Topic {
     name: "over",
-    fixtures: &[("over", over), ("connected", connected)],
-    cases: &[("connections_that_are_over", connections), ("living_peer_is_refused", living_peer)],
+    fixtures: &[("over", over), ("lonely", lonely), ("connected", connected)],
+    cases: &[
+        ("connections_that_are_over", connections),
+        ("address_of_somebody_else", address_taken),
+        ("living_peer_is_refused", living_peer),
+    ],
 };
 
 fn number(socket: i32, name: i32) -> i32 {
@@ -149,6 +154,42 @@ fn connections() -> Outcome {
     for _ in 0..2 {
         root = case.round(root)?;
     }
+    case.finish(root)
+}
+
+/// Has a connection that is over at a port, where nobody listens any more.
+fn lonely(stage: Stage) {
+    let listener = TcpListener::bind(stage.arguments[0].as_str()).unwrap();
+    let mut only = ended(&listener, b"the last", false);
+    drop(listener);
+    stage.serve(|_| {
+        let mut bytes = String::new();
+        only.read_to_string(&mut bytes).map_err(|error| error.to_string())?;
+        verify!(bytes == "the last", "{bytes:?} waited");
+        Ok(())
+    });
+}
+
+/// Somebody else listens at the address of a connection that is over.
+fn address_taken() -> Outcome {
+    let mut case = Case::new()?;
+    let address = format!("127.0.0.1:{}", free_port()?);
+    let mut root = case.start("lonely", &[&address])?;
+    let image = case.dump(root)?;
+    if case.is_control() {
+        return case.finish(root);
+    }
+    let taken = TcpListener::bind(&address)?;
+    let ran = case.vckpt(&["restore", text(&image), "--detach"])?.good()?;
+    let told = ran.stderr.lines().any(|line| {
+        ["process ", "(e2e", "fd ", &address, "its own address is another now"]
+            .iter()
+            .all(|word| line.contains(word))
+    });
+    ensure!(told, "no line about the address: {}", ran.describe());
+    root = ran.stdout.trim().parse()?;
+    case.ask()?;
+    drop(taken);
     case.finish(root)
 }
 

@@ -2,9 +2,9 @@
 
 use crate::error::{Error, Result, Subject, code};
 use std::ffi::OsString;
-use std::fs;
-use std::io::ErrorKind;
-use std::path::PathBuf;
+use std::fs::{self, File};
+use std::io::{ErrorKind, Read};
+use std::path::{Path, PathBuf};
 
 /// The path of a file about a process, such as `stat`.
 #[must_use]
@@ -17,7 +17,29 @@ pub fn path(pid: i32, name: &str) -> PathBuf {
 /// # Errors
 /// [`code::TARGET_DIED`] if the process is gone, [`code::NOT_PERMITTED`] if it may not be read, else [`code::PROC`].
 pub fn file(pid: i32, name: &str) -> Result<Vec<u8>> {
-    fs::read(path(pid, name)).map_err(|error| failure(pid, name, &error))
+    whole(&path(pid, name)).map_err(|error| failure(pid, name, &error))
+}
+
+/// A whole file of `/proc`, whose size is not known before: most are read by one call, and one more finds the end.
+fn whole(path: &Path) -> std::io::Result<Vec<u8>> {
+    const LEAST: usize = 4096;
+    const MOST: usize = 64 * 1024;
+    let mut file = File::open(path)?;
+    let mut bytes = Vec::new();
+    loop {
+        let end = bytes.len();
+        bytes.resize(end + end.clamp(LEAST, MOST), 0);
+        match file.read(bytes.get_mut(end..).unwrap_or_default()) {
+            Ok(count) => {
+                bytes.truncate(end + count);
+                if count == 0 {
+                    return Ok(bytes);
+                }
+            }
+            Err(error) if error.kind() == ErrorKind::Interrupted => bytes.truncate(end),
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 /// Where a link about a process leads, as the kernel prints it.

@@ -5,4 +5,5 @@
 pub mod agent;
 pub mod batch;
 pub mod channel;
+pub mod offspring;
 pub mod puppet;

@@ -7,6 +7,7 @@ mod stopping;
 
 use super::batch::{Batch, Outcome};
 use super::channel::Channel;
+use super::offspring::{self, Offspring};
 use crate::error::{Error, Result, Subject, code};
 use crate::sys::process::{self, CloneArguments, Start};
 use crate::tracee::{Running, Stop, Stopped};
@@ -41,6 +42,8 @@ pub struct Puppet {
     pub area: u64,
     /// Number of its socket in its own table.
     pub socket: i32,
+    /// The last task that it made, as this program sees it; at first itself.
+    newest: i32,
     state: State,
     channel: Option<Channel>,
 }
@@ -71,6 +74,7 @@ impl Puppet {
             id,
             area: place.area,
             socket: place.socket,
+            newest: tid,
             state: State::Gone,
             channel: Some(Channel::new(ours)),
         };
@@ -223,12 +227,13 @@ impl Puppet {
         let outcome = self.channel()?.receive(&batch, || Ok(()))?;
         outcome.get(call).map_err(|errno| refused(id, errno))?;
         drop(theirs);
-        let tid = self.child_with_id("children", id)?;
+        let tid = self.find(Offspring::Child, id)?;
         let mut child = Self {
             tid,
             id,
             area: self.area,
             socket: self.socket,
+            newest: tid,
             state: State::Gone,
             channel: Some(Channel::new(ours)),
         };
@@ -278,11 +283,24 @@ impl Puppet {
         let outcome = self.channel()?.receive(&batch, || Ok(()))?;
         outcome.get(call).map_err(|errno| refused(id, errno))?;
         drop(theirs);
-        let tid = self.child_with_id("threads", id)?;
-        let mut thread =
-            Self { tid, id, area, socket, state: State::Gone, channel: Some(Channel::new(ours)) };
+        let tid = self.find(Offspring::Thread, id)?;
+        let mut thread = Self {
+            tid,
+            id,
+            area,
+            socket,
+            newest: tid,
+            state: State::Gone,
+            channel: Some(Channel::new(ours)),
+        };
         thread.trace()?;
         Ok(thread)
+    }
+
+    /// Finds the task that it has just made.
+    fn find(&mut self, sort: Offspring, id: TaskId) -> Result<i32> {
+        self.newest = offspring::find(self.tid, sort, id, self.newest)?;
+        Ok(self.newest)
     }
 
     fn write_scratch(&self, bytes: &[u8]) -> Result<()> {
@@ -298,37 +316,6 @@ impl Puppet {
             Error::system(code::MEMORY_ACCESS, "writing to a puppet", errno)
                 .about(self.subject().address(address))
         })
-    }
-
-    /// The ID by which this program sees a child or thread of it that has the virtual ID.
-    fn child_with_id(&self, kind: &str, id: TaskId) -> Result<i32> {
-        use crate::proc::{identity, read};
-        let wanted = id.0.cast_signed();
-        let candidates = if kind == "threads" {
-            read::numbers(self.tid, "task")?
-        } else {
-            let mut children = Vec::new();
-            for tid in read::numbers(self.tid, "task")? {
-                let text = read::file(self.tid, &format!("task/{tid}/children"))?;
-                let text = String::from_utf8_lossy(&text).into_owned();
-                children.extend(text.split_ascii_whitespace().filter_map(|word| word.parse::<i32>().ok()));
-            }
-            children
-        };
-        if candidates.contains(&wanted)
-            && identity::parse(&read::file(wanted, "status")?).is_some_and(|i| i.innermost() == wanted)
-        {
-            return Ok(wanted);
-        }
-        for tid in candidates {
-            if identity::parse(&read::file(tid, "status")?)
-                .is_some_and(|identity| identity.innermost() == wanted)
-            {
-                return Ok(tid);
-            }
-        }
-        Err(Error::new(code::TARGET_DIED, "a new puppet ended at once")
-            .about(Subject { task: Some(id.0), ..Subject::default() }))
     }
 
     /// Ends its conversation: it closes its socket and waits to be set up by ptrace.

@@ -54,6 +54,17 @@ pub fn set_signal(file: BorrowedFd<'_>, signal: u32) -> Result<()> {
     number(file, F_SETSIG, signal.cast_signed()).map(drop)
 }
 
+/// Begins to write a range of a file to its disk, without waiting for it.
+///
+/// # Errors
+/// See sync_file_range(2).
+pub fn begin_writing(file: BorrowedFd<'_>, start: i64, length: i64) -> Result<()> {
+    // SAFETY: the call takes plain numbers.
+    let result =
+        unsafe { libc::sync_file_range(file.as_raw_fd(), start, length, libc::SYNC_FILE_RANGE_WRITE) };
+    Errno::result(result).map(drop)
+}
+
 fn number(file: BorrowedFd<'_>, operation: i32, argument: i32) -> Result<u32> {
     // SAFETY: these operations take a plain number.
     let result = unsafe { libc::fcntl(file.as_raw_fd(), operation, argument) };

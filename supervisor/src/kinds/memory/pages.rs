@@ -60,7 +60,6 @@ pub fn find(
         owner: PageOwner::Memory(MemoryId(process.index)),
         pid: process.pid,
         memory: reopen(process)?,
-        shared: true,
         base: 0,
         runs,
     })
@@ -185,7 +184,6 @@ pub fn segment_by_memory(
             owner: PageOwner::Segment(id),
             pid: process.pid,
             memory,
-            shared: true,
             base: line.start - line.offset,
             runs: vec![FoundRun { start: line.start, end: line.end, content: RunContent::Anonymous }],
         });

@@ -1,9 +1,12 @@
 //! Sockets of the internet protocols (ip(7), ipv6(7), tcp(7), udp(7)), and netlink(7).
 //!
-//! - **Saved**: TCP sockets that listen, are bound, or nothing yet; UDP sockets, bound or with a fixed peer; netlink
+//! - **Saved**: TCP sockets that listen, are bound, or nothing yet; TCP connections that are over, as servers have them
+//!   for a moment when a client has left ([`over`]); UDP sockets, bound or with a fixed peer; netlink
 //!   sockets; their options and backlog.
-//! - **Refused**: established TCP connections, connections that wait to be accepted, raw and other sockets, netlink
+//! - **Refused**: TCP connections whose peer has not closed them, connections that wait to be accepted, raw and other sockets, netlink
 //!   sockets with messages.
+//! - **Not exact**: the address of the peer of a connection that is over; which error it failed with, since asking for it
+//!   would take it away.
 //! - **Not saved**: datagrams that wait, which the protocol may lose (said in the image as a degradation); multicast
 //!   memberships.
 //! - **Kernel**: `TCP_INFO` tells the state, and of a listener the backlog.
