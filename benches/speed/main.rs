@@ -25,6 +25,8 @@ use table::Table;
 
 /// What goes wrong is shown and ends the benchmark.
 type Outcome<T = ()> = Result<T, Box<dyn Error>>;
+/// A group of measurements by name.
+type Group = (&'static str, fn(&options::Options, &mut Table) -> Outcome);
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -48,7 +50,7 @@ fn main() -> ExitCode {
 fn measure(options: &options::Options) -> Outcome<bool> {
     stage::prepare()?;
     let mut table = Table::new();
-    let groups: [(&str, fn(&options::Options, &mut Table) -> Outcome); 4] = [
+    let groups: [Group; 4] = [
         ("small", small::measure),
         ("memory", memory::measure),
         ("footprint", footprint::measure),

@@ -55,7 +55,11 @@ fn stop_by(running: Running, signal: i32) -> Result<(Stopped, Option<i32>)> {
     let stopped = loop {
         running = match running.wait(deadline)? {
             Stop::Signal(stopped, libc::SIGSTOP) => break stopped,
-            stop => other(stop)?.resume(0)?,
+            Stop::Signal(stopped, _)
+            | Stop::Interrupted(stopped, _)
+            | Stop::Event(stopped, _)
+            | Stop::Call(stopped) => stopped.resume(0)?,
+            Stop::Ended(status) => return Err(ended(status)),
         };
     };
     let mask = stopped.signal_mask()?;
@@ -69,20 +73,12 @@ fn stop_by(running: Running, signal: i32) -> Result<(Stopped, Option<i32>)> {
                 stopped.set_signal_mask(mask)?;
                 return Ok((stopped, by));
             }
-            stop => other(stop)?.resume(0)?,
+            Stop::Signal(stopped, _) | Stop::Event(stopped, _) | Stop::Call(stopped) => stopped.resume(0)?,
+            Stop::Ended(status) => return Err(ended(status)),
         };
     }
 }
 
-/// A stop that is not the one that was waited for.
-fn other(stop: Stop) -> Result<Stopped> {
-    match stop {
-        Stop::Signal(stopped, _)
-        | Stop::Interrupted(stopped, _)
-        | Stop::Event(stopped, _)
-        | Stop::Call(stopped) => Ok(stopped),
-        Stop::Ended(status) => {
-            Err(Error::new(code::TARGET_DIED, "a puppet ended").because(format!("wait status {status:#x}")))
-        }
-    }
+fn ended(status: i32) -> Box<Error> {
+    Error::new(code::TARGET_DIED, "a puppet ended").because(format!("wait status {status:#x}"))
 }
