@@ -150,6 +150,7 @@ pub fn restore(request: Request, progress: &mut dyn FnMut(Progress)) -> Result<R
     };
     let attempt = |namespace: bool, progress: &mut dyn FnMut(Progress)| {
         let mut restoring = Restoring::new(&image, snapshot.root, place);
+        restoring.detached = request.detach;
         if namespace {
             restoring.enter_namespace()?;
         }

@@ -35,8 +35,12 @@ pub struct Restoring<'image> {
     /// The paths that were made.
     pub undo: Undo,
     place: Place,
+    /// Whether the tree is to live without whoever restores it: then it does not join that one's session.
+    pub detached: bool,
     /// The init of the tree's own PID namespace, if it gets one.
     init: Option<Puppet>,
+    /// A process that leads the session of the root until the tree is made.
+    leader: Option<Puppet>,
     root: TaskId,
 }
 
@@ -63,7 +67,9 @@ impl<'image> Restoring<'image> {
             degraded: Vec::new(),
             undo: Undo::default(),
             place,
+            detached: false,
             init: None,
+            leader: None,
             root,
         }
     }
@@ -80,14 +86,17 @@ impl<'image> Restoring<'image> {
         Ok(())
     }
 
-    /// Makes the puppet of the root.
+    /// Makes the puppet of the root; `outer_session` is its session if a process outside of the tree led it.
     ///
     /// # Errors
     /// [`code::PID_TAKEN`], [`code::PRIVILEGE`].
-    pub fn start_root(&mut self, id: TaskId) -> Result<()> {
-        let mut root = match &mut self.init {
-            Some(init) => init.spawn(id, libc::SIGCHLD.cast_unsigned(), 0)?,
-            None => Puppet::start(id, 0, &[id.0.cast_signed()], self.place)?,
+    pub fn start_root(&mut self, id: TaskId, outer_session: Option<u32>) -> Result<()> {
+        self.leader = outer_session.filter(|_| self.detached).and_then(|session| self.start_leader(session));
+        let exit_signal = libc::SIGCHLD.cast_unsigned();
+        let mut root = match (&mut self.leader, &mut self.init) {
+            (Some(leader), _) => leader.spawn(id, exit_signal, 0)?,
+            (None, Some(init)) => init.spawn(id, exit_signal, 0)?,
+            (None, None) => Puppet::start(id, 0, &[id.0.cast_signed()], self.place)?,
         };
         // An ignored SIGCHLD, which we may have inherited, would keep zombies from being zombies.
         let mut batch = Batch::new();
@@ -97,6 +106,31 @@ impl<'image> Restoring<'image> {
         root.run(&batch)?;
         self.puppets.insert(id, root);
         Ok(())
+    }
+
+    /// Makes a process that leads a session of this number, as the one did that has ended and whose session the root
+    /// was in. None if the number is taken: the root is then in the session of this program, which may be that very one.
+    fn start_leader(&mut self, session: u32) -> Option<Puppet> {
+        let number = i32::try_from(session).ok().filter(|&number| number > 1)?;
+        let id = TaskId(session);
+        let leader = match &mut self.init {
+            Some(init) => init.spawn(id, libc::SIGCHLD.cast_unsigned(), 0),
+            None if crate::proc::read::path(number, "stat").exists() => return None,
+            None => Puppet::start(id, 0, &[number], self.place),
+        };
+        let mut batch = Batch::new();
+        batch.must("founding a session", libc::SYS_setsid, []);
+        let mut leader = leader.ok()?;
+        leader.run(&batch).ok()?;
+        Some(leader)
+    }
+
+    /// Ends the process that led the session of the root, when everybody is in it.
+    ///
+    /// # Errors
+    /// If it is gone.
+    pub fn end_leader(&mut self) -> Result<()> {
+        self.leader.take().map_or(Ok(()), |mut leader| leader.end(0))
     }
 
     /// Drops what is not needed behind a stage.

@@ -3,8 +3,10 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
-use crate::harness::Topic;
-use crate::harness::case::two_rounds;
+use crate::harness::case::{Case, two_rounds};
+use crate::harness::process::{spawn, wait_exit};
+use crate::harness::programs::need_program;
+use crate::harness::{Outcome, Topic};
 use crate::stage::kernel::{check, fork, pipe, put, take, wait};
 use crate::stage::{Stage, verify};
 
@@ -23,8 +25,29 @@ pub(crate) const TOPIC: Topic = Topic {
         ("stopped_child", || two_rounds("stopped")),
         ("stop_that_the_parent_has_not_seen", || two_rounds("stop-untold")),
         ("subreaper_and_orphans", || two_rounds("orphans")),
+        ("session_of_an_ended_leader", session_of_an_ended_leader),
     ],
 };
+
+/// A program that a script started in the background, before the script, which led the session, ended: the session
+/// and the group keep their numbers.
+fn session_of_an_ended_leader() -> Outcome {
+    let mut case = Case::new()?;
+    let pid_file = case.path("family.pid");
+    let mut script = case.command(&need_program("bash")?, "family")?;
+    // A program that is started in the background of a script ignores these two signals; that is not the point here.
+    script.args(["-c", "trap - INT QUIT; \"$@\" & echo $! > \"$0\""]).arg(&pid_file);
+    let fixture = case.fixture("family", &[])?;
+    let script = spawn(script.arg(fixture.get_program()).args(fixture.get_args()))?;
+    wait_exit(script, Duration::from_secs(10))?;
+    let mut root = fs::read_to_string(&pid_file)?.trim().parse()?;
+    case.wait_ready("family", root)?;
+    case.ask()?;
+    for _ in 0..2 {
+        root = case.round(root)?;
+    }
+    case.finish(root)
+}
 
 /// Identity of the calling process.
 fn identity() -> [i32; 4] {

@@ -40,6 +40,8 @@ pub struct Birth {
 pub struct MakeProcesses {
     /// Parents before their children.
     pub births: Vec<Birth>,
+    /// The session of the root, if a process outside of the tree led it, and the root's group was its.
+    pub outer_session: Option<u32>,
     /// Memories that have to be there before the children of a process are made.
     pub early: BTreeMap<TaskId, MemoryPlan>,
 }
@@ -49,11 +51,12 @@ impl Action for MakeProcesses {
         let Some(root) = self.births.first() else {
             return Err(Error::new(code::IMAGE_BAD, "the image has no process"));
         };
-        restoring.start_root(root.id)?;
+        restoring.start_root(root.id, self.outer_session)?;
         for birth in &self.births {
             self.family(restoring, birth)?;
         }
         self.groups(restoring)?;
+        restoring.end_leader()?;
         for birth in &self.births {
             for (index, &thread) in birth.threads.iter().enumerate().skip(1) {
                 let made = restoring.puppet(birth.id)?.spawn_thread(thread, index)?;

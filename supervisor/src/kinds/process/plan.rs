@@ -28,7 +28,10 @@ pub fn plan(image: &Image, plan: &mut Plan) -> Result<()> {
         births.extend(problems.take(birth(process, &processes, status)));
     }
     problems.finish()?;
-    plan.action(Stage::Tasks, MakeProcesses { births, early: memories });
+    plan.action(
+        Stage::Tasks,
+        MakeProcesses { births, outer_session: outer_session(&processes), early: memories },
+    );
     for process in &processes {
         state(process, plan);
     }
@@ -82,6 +85,14 @@ fn birth(process: &Process, all: &[Process], status: Option<&ProcessStatus>) -> 
         stopped,
         stop_untold: status.is_some_and(|status| status.stop_untold),
     })
+}
+
+/// The session of the root, if its leader is not in the tree but also led the root's group: then a process can be made
+/// that leads both again.
+fn outer_session(all: &[Process]) -> Option<u32> {
+    let root = all.first()?;
+    outside(all)
+        .filter(|&session| session == root.process_group && all.iter().all(|other| other.id.0 != session))
 }
 
 /// The session of the root, if it is led from outside of the tree.
