@@ -44,11 +44,14 @@ fn main() -> ExitCode {
     }
 }
 
+/// Measures something and adds its rows.
+type Group = fn(&options::Options, &mut Table) -> Outcome;
+
 /// Runs the groups that were asked for; false if a target was missed and that is to count.
 fn measure(options: &options::Options) -> Outcome<bool> {
     stage::prepare()?;
     let mut table = Table::new();
-    let groups: [(&str, fn(&options::Options, &mut Table) -> Outcome); 4] = [
+    let groups: [(&str, Group); 4] = [
         ("small", small::measure),
         ("memory", memory::measure),
         ("footprint", footprint::measure),

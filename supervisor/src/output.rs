@@ -96,7 +96,7 @@ impl ImageFile {
 /// Takes the bytes of an image, and has the disk write them while more of them come: at the end there is then little
 /// to wait for.
 #[derive(Debug)]
-pub struct ImageSink {
+pub(crate) struct ImageSink {
     file: File,
     written: u64,
     /// As much is on its way to the disk.
