@@ -124,6 +124,7 @@
 //! record that is known can be decoded and makes sense, and that records agree with one another ([`check`]). No length
 //! is believed before it is compared with the file and with the limits above. Every failure is a [`FormatError`].
 
+mod bytes;
 pub mod check;
 pub mod codec;
 pub mod error;

@@ -100,7 +100,7 @@ impl<'de> Deserialize<'de> for Text {
         if deserializer.is_human_readable() {
             Ok(Self(String::deserialize(deserializer)?.into_bytes()))
         } else {
-            Ok(Self(Vec::<u8>::deserialize(deserializer)?))
+            Ok(Self(crate::bytes::deserialize(deserializer)?))
         }
     }
 }

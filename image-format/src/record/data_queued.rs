@@ -29,6 +29,7 @@ pub enum Queue {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Message {
     /// Its bytes.
+    #[serde(with = "crate::bytes")]
     pub data: Vec<u8>,
     /// The name of the unix socket that sent it, if that is not the peer or it has one.
     pub source: Option<Text>,

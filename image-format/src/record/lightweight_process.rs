@@ -18,6 +18,7 @@ pub struct LightweightProcess {
     /// expressed as the kernel expresses it: `orig_rax` its number, `rax` one of `-ERESTART…`.
     pub registers: Vec<u64>,
     /// The extended state, as `NT_X86_XSTATE` gives it.
+    #[serde(with = "crate::bytes")]
     pub xstate: Vec<u8>,
     /// `get_robust_list(2)`: address and length of the head; 0 for none.
     pub robust_list: (u64, u64),

@@ -208,6 +208,7 @@ fn settle(
         for tid in moving.keys().copied().collect::<Vec<_>>() {
             let Some((pid, running)) = moving.remove(&tid) else { continue };
             match running.poll()? {
+                Err(running) if begin.elapsed() > VFORK_SUSPICION && running.has_ended() => progress = true,
                 Err(running) => {
                     moving.insert(tid, (pid, running));
                 }

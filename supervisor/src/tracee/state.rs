@@ -98,10 +98,21 @@ impl Running {
             }
             if now - begin < SPIN {
                 std::thread::yield_now();
+            } else if running.has_ended() {
+                return Ok(Stop::Ended(0));
             } else {
                 std::thread::sleep(Duration::from_micros(50));
             }
         }
+    }
+
+    /// Whether it has ended, though no wait says so: the end of a process's first thread is told only when all others
+    /// have been waited for.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        let stat = std::fs::read(format!("/proc/{}/stat", self.tid)).ok();
+        let state = stat.as_deref().and_then(crate::proc::stat::parse).map(|stat| stat.state);
+        matches!(state, None | Some(b'Z' | b'X'))
     }
 
     fn stop(self, waited: Waited) -> Stop {

@@ -8,6 +8,7 @@ use crate::proc::{read, stat};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 use std::collections::HashMap;
+use std::time::Duration;
 
 /// What was seen before a task was stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,7 +62,8 @@ fn compare(processor: i32) -> Option<i64> {
     let mut there = CpuSet::new();
     there.set(usize::try_from(processor).ok()?).ok()?;
     let went = sched_setaffinity(this, &there);
-    std::thread::yield_now();
+    // Who comes back from a sleep has the time of that very moment; who has run on, that of the last tick.
+    std::thread::sleep(Duration::from_nanos(1));
     let clock = std::fs::read("/proc/thread-self/sched").ok();
     let monotonic = now();
     sched_setaffinity(this, &home).ok()?;

@@ -58,7 +58,9 @@ pub fn observe(
     }
     let limit = call::limit(pid, tid, registers)?;
     let since = before.and_then(|before| before.waiting_since(tid, registers.orig_rax));
-    let waited = since.map_or(0, |since| u64::try_from(now() - since).unwrap_or(0));
+    // What was seen before may be the same call made once earlier: then its time is up by now.
+    let waited = since.and_then(|since| u64::try_from(now() - since).ok()).filter(|&waited| waited < limit);
+    let waited = waited.unwrap_or(0);
     let number = u32::try_from(registers.orig_rax).ok()?;
     Some(Wait { number, remaining: limit.saturating_sub(waited), restart_block })
 }
