@@ -7,11 +7,13 @@ use crate::namespaces;
 use crate::plan::Stage;
 use crate::stub::batch::{Batch, Outcome};
 use crate::stub::puppet::{Place, Puppet};
+use crate::tracee::{Running, Stop};
 use crate::undo::Undo;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 use vckpt_image_format::reader::Image;
 use vckpt_image_format::{DescriptionId, NamelessFileId, SegmentId, TaskId};
 
@@ -166,6 +168,36 @@ impl<'image> Restoring<'image> {
     pub fn finish(mut self) -> Result<Released> {
         let root = self.system_id(self.root)?;
         Ok(Released { root, child: self.init.as_ref().map_or(root, |init| init.tid) })
+    }
+}
+
+/// How long a failed restore waits for the end of its puppets.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+impl Drop for Restoring<'_> {
+    /// Ends all puppets if they were not released, and returns when none of them is left.
+    fn drop(&mut self) {
+        let puppets = self.init.iter_mut().chain(self.puppets.values_mut());
+        let mut dying: Vec<Running> = puppets.filter_map(Puppet::kill).collect();
+        let deadline = Instant::now() + PATIENCE;
+        while !dying.is_empty() && Instant::now() < deadline {
+            dying = dying.into_iter().filter_map(still_there).collect();
+            std::thread::sleep(Duration::from_micros(50));
+        }
+    }
+}
+
+/// A killed task, unless it has ended.
+fn still_there(dying: Running) -> Option<Running> {
+    match dying.poll() {
+        Ok(Err(running)) => Some(running),
+        Ok(Ok(
+            Stop::Interrupted(stopped, _)
+            | Stop::Event(stopped, _)
+            | Stop::Call(stopped)
+            | Stop::Signal(stopped, _),
+        )) => Some(stopped.killed()),
+        Ok(Ok(Stop::Ended(_))) | Err(_) => None,
     }
 }
 

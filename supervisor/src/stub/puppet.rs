@@ -482,17 +482,22 @@ fn wait_for_end(running: Running) -> Result<()> {
 impl Drop for Puppet {
     /// Ends a puppet that was not released.
     fn drop(&mut self) {
-        if !matches!(self.state, State::Gone) {
-            // A thread takes its whole process along, which is meant.
-            let _ = nix::sys::signal::kill(
-                nix::unistd::Pid::from_raw(self.tid),
-                nix::sys::signal::Signal::SIGKILL,
-            );
-            match std::mem::replace(&mut self.state, State::Gone) {
-                State::Stopped(stopped) => drop(stopped.killed()),
-                State::Running(_) | State::Gone => {}
-            }
-        }
+        drop(self.kill());
+    }
+}
+
+impl Puppet {
+    /// Ends a puppet that was not released; its end is still to be waited for.
+    pub fn kill(&mut self) -> Option<Running> {
+        let dying = match std::mem::replace(&mut self.state, State::Gone) {
+            State::Stopped(stopped) => stopped.killed(),
+            State::Running(running) => running,
+            State::Gone => return None,
+        };
+        // A thread takes its whole process along, which is meant.
+        let _ =
+            nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.tid), nix::sys::signal::Signal::SIGKILL);
+        Some(dying)
     }
 }
 
