@@ -170,10 +170,11 @@ impl Frozen {
         problems.finish()
     }
 
+    /// In the opposite order of putting them there: frames of one may lie over those of another.
     fn remove_stubs(&mut self) -> Problems {
         let mut problems = Problems::new();
         for process in &mut self.processes {
-            for thread in &mut process.threads {
+            for thread in process.threads.iter_mut().rev() {
                 problems.take(thread.agent.remove(&process.memory));
             }
         }
@@ -208,5 +209,13 @@ impl Frozen {
             }
         }
         problems.finish()
+    }
+}
+
+impl Drop for Frozen {
+    /// Lets the tree go on as before when something has failed; does nothing after a release.
+    fn drop(&mut self) {
+        let mut problems = self.remove_stubs();
+        self.let_go(&mut problems);
     }
 }

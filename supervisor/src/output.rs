@@ -28,10 +28,7 @@ impl ImageFile {
         if !force && path.symlink_metadata().is_ok() {
             return Err(exists(&path));
         }
-        let folder = match path.parent() {
-            Some(folder) if !folder.as_os_str().is_empty() => folder.to_path_buf(),
-            _ => PathBuf::from("."),
-        };
+        let folder = folder_of(&path);
         let mut options = OpenOptions::new();
         options.read(true).write(true).mode(0o600);
         let nameless = options.clone().custom_flags(libc::O_TMPFILE).open(&folder);
@@ -67,7 +64,10 @@ impl ImageFile {
         self.file.sync_data().map_err(|error| failure(&self.path, error))?;
         let temporary = match self.temporary.take() {
             Some(temporary) => temporary,
-            None if !self.force => return self.link(&self.path),
+            None if !self.force => {
+                self.link(&self.path)?;
+                return self.sync_folder();
+            }
             None => {
                 // A file without a name can't replace another one: it gets a name for a moment.
                 let temporary = self.path.with_extension(format!("{}.partial", std::process::id()));
@@ -83,7 +83,15 @@ impl ImageFile {
         if !self.force || result.is_err() {
             let _ = fs::remove_file(&temporary);
         }
-        result.map_err(|error| failure(&self.path, error))
+        result.map_err(|error| failure(&self.path, error))?;
+        self.sync_folder()
+    }
+
+    /// Makes the name safe, too: a file whose name is lost is lost.
+    fn sync_folder(&self) -> Result<()> {
+        File::open(folder_of(&self.path))
+            .and_then(|folder| folder.sync_all())
+            .map_err(|error| failure(&self.path, error))
     }
 
     fn link(&self, to: &Path) -> Result<()> {
@@ -129,6 +137,14 @@ impl Drop for ImageFile {
         if let Some(temporary) = &self.temporary {
             let _ = fs::remove_file(temporary);
         }
+    }
+}
+
+/// The folder that a file is in.
+fn folder_of(path: &Path) -> PathBuf {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder.to_path_buf(),
+        _ => PathBuf::from("."),
     }
 }
 

@@ -155,7 +155,11 @@ impl<'image> Restoring<'image> {
             init.become_init(self.root)?;
         }
         for puppet in self.puppets.values_mut() {
-            puppet.release()?;
+            match puppet.release() {
+                // From the first one on there is no way back: what ends now ends as what it has become.
+                Err(error) if error.code != code::TARGET_DIED => return Err(error),
+                Ok(()) | Err(_) => {}
+            }
         }
         self.undo.release();
         Ok(())

@@ -5,6 +5,9 @@ use crate::id::{Identity, MemoryId, NamelessFileId, SegmentId};
 use crate::text::Text;
 use serde::{Deserialize, Serialize};
 
+/// The first address that no program can have: 47 bits, less the last page.
+const USER_END: u64 = 0x7fff_ffff_f000;
+
 /// Mappings of one memory, in the order of their addresses. A memory with many mappings has several such records; the
 /// first one has the [`Layout`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -161,6 +164,10 @@ impl Record for ProcessMap {
         let mut last = 0;
         for mapping in &self.mappings {
             let Mapping { start, end, .. } = *mapping;
+            let kernels = matches!(&mapping.source, Source::Kernel { name } if name == "[vsyscall]");
+            if end > USER_END && !kernels {
+                return Err(format!("mapping {start:#x}-{end:#x} is beyond what a program can have"));
+            }
             if start % 4096 != 0 || end % 4096 != 0 || start >= end {
                 return Err(format!("mapping {start:#x}-{end:#x} is no range of pages"));
             }

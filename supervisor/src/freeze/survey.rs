@@ -104,7 +104,7 @@ fn describe(index: u32, pid: i32, agents: Vec<Agent>, stop_signal: Option<i32>) 
             .about(Subject::path(read::path(pid, name).display()))
     };
     let stat = stat::parse(&read::file(pid, "stat")?).ok_or_else(|| unknown("stat"))?;
-    let identity = identity::parse(&read::file(pid, "status")?).ok_or_else(|| unknown("status"))?;
+    let mut identity = identity::parse(&read::file(pid, "status")?).ok_or_else(|| unknown("status"))?;
     let pidfd = process::pidfd_open(pid)
         .map_err(|errno| Error::system(code::TARGET_DIED, "the process ended meanwhile", errno))?;
     let state = match (agents.is_empty(), stop_signal) {
@@ -126,6 +126,8 @@ fn describe(index: u32, pid: i32, agents: Vec<Agent>, stop_signal: Option<i32>) 
         let tid = agent.tid();
         let status = read::file(pid, &format!("task/{tid}/status"))?;
         let thread = identity::parse(&status).ok_or_else(|| unknown("task"))?;
+        // Each thread may have filters of its own.
+        identity.seccomp = identity.seccomp.max(thread.seccomp);
         let name = read::file(pid, &format!("task/{tid}/comm"))?;
         let name = name.strip_suffix(b"\n").unwrap_or(&name).to_vec();
         threads.push(FrozenThread { id: task_id(thread.innermost()), tid, name, agent });

@@ -81,7 +81,9 @@ impl Agent {
     pub fn prepare(stopped: Stopped, pid: i32, before: Option<&Before>) -> Result<Self> {
         let mut registers = stopped.registers()?;
         let in_call = registers.orig_rax.cast_signed() >= 0;
-        let interrupted = in_call && registers.rax.cast_signed() == -i64::from(libc::EINTR);
+        // A close has happened although it was interrupted: it is never made again.
+        let close = registers.orig_rax == libc::SYS_close.cast_unsigned();
+        let interrupted = in_call && !close && registers.rax.cast_signed() == -i64::from(libc::EINTR);
         let wait =
             in_call.then(|| waits::observe(pid, stopped.tid(), &registers, interrupted, before)).flatten();
         if interrupted {
@@ -451,6 +453,10 @@ fn look(state: &mut State) -> Result<()> {
             .because(format!("wait status {status:#x}"))),
         Ok(Stop::Interrupted(stopped, _) | Stop::Event(stopped, _) | Stop::Call(stopped)) => {
             *state = State::Running(stopped.resume(0)?);
+            Ok(())
+        }
+        Ok(Stop::Signal(stopped, libc::SIGSTOP)) => {
+            *state = State::Running(stopped.resume(libc::SIGSTOP)?);
             Ok(())
         }
         Ok(Stop::Signal(stopped, signal)) => {

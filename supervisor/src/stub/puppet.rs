@@ -46,6 +46,8 @@ pub struct Puppet {
     newest: i32,
     state: State,
     channel: Option<Channel>,
+    /// Whether it is still ours to end.
+    ours: bool,
 }
 
 /// Where a puppet is made.
@@ -77,6 +79,7 @@ impl Puppet {
             newest: tid,
             state: State::Gone,
             channel: Some(Channel::new(ours)),
+            ours: true,
         };
         puppet.trace()?;
         puppet.close_inherited()?;
@@ -236,6 +239,7 @@ impl Puppet {
             newest: tid,
             state: State::Gone,
             channel: Some(Channel::new(ours)),
+            ours: true,
         };
         child.trace()?;
         child.close_inherited()?;
@@ -292,6 +296,7 @@ impl Puppet {
             newest: tid,
             state: State::Gone,
             channel: Some(Channel::new(ours)),
+            ours: true,
         };
         thread.trace()?;
         Ok(thread)
@@ -379,7 +384,10 @@ impl Puppet {
     /// [`code::TARGET_DIED`] or [`code::PTRACE`].
     pub fn release(&mut self) -> Result<()> {
         match std::mem::replace(&mut self.state, State::Gone) {
-            State::Stopped(stopped) => stopped.detach(0),
+            State::Stopped(stopped) => {
+                self.ours = false;
+                stopped.detach(0)
+            }
             other @ (State::Running(_) | State::Gone) => {
                 self.state = other;
                 Err(Error::new(code::INTERNAL, "a puppet does not stand still").about(self.subject()))
@@ -425,6 +433,7 @@ impl Puppet {
         if let State::Running(running) = std::mem::replace(&mut self.state, State::Gone) {
             wait_for_end(running)?;
         }
+        self.ours = false;
         Ok(())
     }
 
@@ -482,17 +491,21 @@ fn wait_for_end(running: Running) -> Result<()> {
 impl Drop for Puppet {
     /// Ends a puppet that was not released.
     fn drop(&mut self) {
-        drop(self.kill());
+        let _ = self.kill();
     }
 }
 
 impl Puppet {
     /// Ends a puppet that was not released; its end is still to be waited for.
     pub fn kill(&mut self) -> Option<Running> {
+        if !std::mem::replace(&mut self.ours, false) {
+            return None;
+        }
         let dying = match std::mem::replace(&mut self.state, State::Gone) {
             State::Stopped(stopped) => stopped.killed(),
             State::Running(running) => running,
-            State::Gone => return None,
+            // A step of it failed and nobody holds it any more.
+            State::Gone => Running::attached(self.tid),
         };
         // A thread takes its whole process along, which is meant.
         let _ =

@@ -55,12 +55,12 @@ pub fn resume(tid: i32, signal: i32) -> Result<()> {
     request(libc::PTRACE_CONT, tid, 0, number(signal)).map(drop)
 }
 
-/// Lets a stopped tracee go on to the next entry or exit of a system call.
+/// Lets a stopped tracee go on to the next entry or exit of a system call, delivering a signal (0: none).
 ///
 /// # Errors
 /// See ptrace(2), `PTRACE_SYSCALL`.
-pub fn resume_to_call(tid: i32) -> Result<()> {
-    request(libc::PTRACE_SYSCALL, tid, 0, std::ptr::null_mut()).map(drop)
+pub fn resume_to_call(tid: i32, signal: i32) -> Result<()> {
+    request(libc::PTRACE_SYSCALL, tid, 0, number(signal)).map(drop)
 }
 
 /// Stops tracing, delivering a signal (0: none).

@@ -153,7 +153,7 @@ impl Stopped {
     /// # Errors
     /// [`code::TARGET_DIED`] or [`code::PTRACE`].
     pub fn resume_to_call(self) -> Result<Running> {
-        ptrace::resume_to_call(self.tid)
+        ptrace::resume_to_call(self.tid, 0)
             .map_err(|errno| failure(self.tid, "letting the task go on", errno))?;
         Ok(self.killed())
     }
@@ -164,6 +164,16 @@ impl Stopped {
     /// [`code::TARGET_DIED`] or [`code::PTRACE`].
     pub fn interrupt(&self) -> Result<()> {
         ptrace::interrupt(self.tid).map_err(|errno| failure(self.tid, "stopping the task", errno))
+    }
+
+    /// As [`Stopped::resume_to_call`], delivering a signal.
+    ///
+    /// # Errors
+    /// [`code::TARGET_DIED`] or [`code::PTRACE`].
+    pub fn resume_to_call_with(self, signal: i32) -> Result<Running> {
+        ptrace::resume_to_call(self.tid, signal)
+            .map_err(|errno| failure(self.tid, "letting the task go on", errno))?;
+        Ok(self.killed())
     }
 
     /// Stops tracing it; it goes on, with a signal (0: none).
@@ -292,6 +302,8 @@ impl Running {
                 Stop::Call(stopped) => return Ok(stopped),
                 Stop::Ended(_) => return Err(died(tid)),
                 Stop::Interrupted(stopped, _) => stopped.resume_to_call()?,
+                // The one signal that nobody can block and that does not end the task.
+                Stop::Signal(stopped, libc::SIGSTOP) => stopped.resume_to_call_with(libc::SIGSTOP)?,
                 other @ (Stop::Event(..) | Stop::Signal(..)) => {
                     return Err(Error::new(code::PTRACE, "the task did not stop at a system call")
                         .because(format!("{other:?}")));

@@ -74,6 +74,7 @@ pub fn build(restoring: &mut Restoring<'_>, plan: &MemoryPlan) -> Result<()> {
         files: HashMap::new(),
         sent: HashMap::new(),
     };
+    builder.forget(restoring, plan).map_err(about)?;
     for mapping in &plan.mappings {
         builder.map(restoring, plan, mapping).map_err(about)?;
     }
@@ -213,6 +214,16 @@ impl Builder {
     fn descriptor(&mut self, number: RawFd) -> crate::stub::batch::Argument {
         let batch = &mut self.batch;
         *self.sent.entry(number).or_insert_with(|| batch.descriptor(number))
+    }
+
+    /// Forgets the inherited pages that no run names: the child has there what the mapping gives by itself.
+    fn forget(&mut self, restoring: &mut Restoring<'_>, plan: &MemoryPlan) -> Result<()> {
+        for (start, end) in gaps(&plan.kept, &plan.runs) {
+            self.reserve(restoring, 0)?;
+            let arguments = [start.into(), (end - start).into(), libc::MADV_DONTNEED.into()];
+            self.batch.must("forgetting inherited memory", libc::SYS_madvise, arguments);
+        }
+        Ok(())
     }
 
     /// Maps the parts of a mapping that are not inherited.
@@ -449,6 +460,25 @@ impl Builder {
     }
 }
 
+/// The parts of ranges that no run of pages covers; both are in the order of their addresses.
+fn gaps(ranges: &[(u64, u64)], runs: &[PageRun]) -> Vec<(u64, u64)> {
+    let mut gaps = Vec::new();
+    for &(start, end) in ranges {
+        let mut position = start;
+        let first = runs.partition_point(|run| run.address + run.count * PAGE <= start);
+        for run in runs.iter().skip(first).take_while(|run| run.address < end) {
+            if run.address > position {
+                gaps.push((position, run.address));
+            }
+            position = position.max(run.address + run.count * PAGE);
+        }
+        if position < end {
+            gaps.push((position, end));
+        }
+    }
+    gaps
+}
+
 /// The protection while a mapping is filled.
 fn protection(plan: &MemoryPlan, mapping: &Mapping) -> i32 {
     if has_pages(plan, mapping) { libc::PROT_READ | libc::PROT_WRITE } else { i32::from(mapping.protection) }
@@ -483,4 +513,21 @@ fn open_mapped(restoring: &Restoring<'_>, file: &MappedFile) -> Result<File> {
         .about(subject()));
     }
     Ok(opened)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gaps_are_what_no_run_names() {
+        let run = |address, count| PageRun { address, count, source: PageSource::Parent };
+        let runs = [run(0x1000, 2), run(0x5000, 1), run(0x9000, 4)];
+        let ranges = [(0x0, 0x7000), (0xa000, 0xf000)];
+        assert_eq!(
+            gaps(&ranges, &runs),
+            [(0x0, 0x1000), (0x3000, 0x5000), (0x6000, 0x7000), (0xd000, 0xf000)]
+        );
+        assert_eq!(gaps(&[(0x1000, 0x3000)], &runs), []);
+    }
 }

@@ -23,6 +23,7 @@ pub fn plan(image: &Image, plan: &mut Plan) -> Result<()> {
     memories.retain(|process, _| early.contains(process));
     let mut problems = Problems::new();
     let mut births = Vec::new();
+    problems.take(nothing_shared(&processes));
     for process in &processes {
         let status = states.iter().find(|status| status.process == process.id);
         births.extend(problems.take(birth(process, &processes, status)));
@@ -36,6 +37,22 @@ pub fn plan(image: &Image, plan: &mut Plan) -> Result<()> {
         state(process, plan);
     }
     Ok(())
+}
+
+/// Refuses images in which two processes share what only the threads of one can share today.
+fn nothing_shared(processes: &[Process]) -> Result<()> {
+    let living = || processes.iter().filter_map(|process| process.living.as_ref());
+    let (mut memories, mut tables, mut contexts) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+    let distinct = living().all(|living| {
+        memories.insert(living.memory)
+            && tables.insert(living.descriptor_table)
+            && contexts.insert(living.file_system_context)
+    });
+    if distinct {
+        Ok(())
+    } else {
+        Err(Error::new(code::SHARED_BETWEEN_PROCESSES, "two processes of the image share what is theirs"))
+    }
 }
 
 /// How a process comes into the world.
