@@ -25,8 +25,6 @@ use table::Table;
 
 /// What goes wrong is shown and ends the benchmark.
 type Outcome<T = ()> = Result<T, Box<dyn Error>>;
-/// A group of measurements by name.
-type Group = (&'static str, fn(&options::Options, &mut Table) -> Outcome);
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -46,11 +44,14 @@ fn main() -> ExitCode {
     }
 }
 
+/// Measures something and adds its rows.
+type Group = fn(&options::Options, &mut Table) -> Outcome;
+
 /// Runs the groups that were asked for; false if a target was missed and that is to count.
 fn measure(options: &options::Options) -> Outcome<bool> {
     stage::prepare()?;
     let mut table = Table::new();
-    let groups: [Group; 4] = [
+    let groups: [(&str, Group); 4] = [
         ("small", small::measure),
         ("memory", memory::measure),
         ("footprint", footprint::measure),
