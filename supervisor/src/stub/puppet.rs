@@ -482,7 +482,7 @@ fn wait_for_end(running: Running) -> Result<()> {
 impl Drop for Puppet {
     /// Ends a puppet that was not released.
     fn drop(&mut self) {
-        drop(self.kill());
+        let _ = self.kill();
     }
 }
 
