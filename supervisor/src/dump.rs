@@ -134,13 +134,13 @@ pub fn dump(request: Request, progress: &mut dyn FnMut(Progress)) -> Result<Repo
             report.frozen = frozen_at.elapsed();
         }
         Afterwards::LeaveRunning => {
-            frozen.release()?;
+            frozen.release().map_err(|error| or_the_end(error, &members))?;
             report.frozen = frozen_at.elapsed();
             file.map_or(Ok(()), ImageFile::commit)?;
         }
         Afterwards::LeaveStopped => {
             file.map_or(Ok(()), ImageFile::commit)?;
-            frozen.stop()?;
+            frozen.stop().map_err(|error| or_the_end(error, &members))?;
             report.frozen = frozen_at.elapsed();
         }
     }

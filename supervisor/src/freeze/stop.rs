@@ -162,26 +162,6 @@ fn without_leader(pid: i32) -> Box<Error> {
         .about(Subject::task(pid.cast_unsigned(), name))
 }
 
-/// The end of a leader is only reported when all other threads of its process are gone. Those that stood still and
-/// were killed since are waited for, too.
-fn bury(tree: &mut StoppedTree, moving: &mut BTreeMap<i32, (i32, Running)>, begin: Instant) -> Result<()> {
-    let dead = moving.iter().filter(|(tid, (pid, _))| *tid == pid && ended(*pid)).map(|(&tid, _)| tid);
-    for leader in dead.collect::<Vec<_>>() {
-        let threads = tree.tasks.iter().filter(|(_, task)| task.pid == leader).map(|(&tid, _)| tid);
-        for tid in threads.collect::<Vec<_>>() {
-            if !ended(tid) && begin.elapsed() > END_OF_THREADS {
-                return Err(without_leader(leader));
-            }
-            if ended(tid)
-                && let Some(task) = tree.tasks.remove(&tid)
-            {
-                moving.insert(tid, (leader, task.stopped.killed()));
-            }
-        }
-    }
-    Ok(())
-}
-
 fn tracer(tid: i32) -> Option<u32> {
     let status = read::file(tid, "status").ok()?;
     crate::proc::identity::field(&status, "TracerPid")?.parse().ok().filter(|&pid| pid != 0)
@@ -226,7 +206,6 @@ fn settle(
         }
         if !progress {
             if now - begin > VFORK_SUSPICION {
-                bury(tree, moving, begin)?;
                 free_borrowers(tree, moving)?;
                 std::thread::sleep(Duration::from_micros(50));
             } else {
