@@ -25,6 +25,7 @@ pub(crate) const TOPIC: Topic = Topic {
         ("own_ancestor", own_ancestor),
         ("usage", usage),
         ("target_dies_midway", target_dies_midway),
+        ("namespaces", namespaces),
         ("output_exists", output_exists),
         ("output_folder_missing", output_folder_missing),
         ("disk_full", disk_full),
@@ -125,6 +126,42 @@ fn target_dies_midway() -> Outcome {
         wait_exit(root, Duration::from_secs(10))?;
     }
     case.finish_empty()
+}
+
+/// Namespaces are not supported yet: what a restore would lose is refused, or told.
+fn namespaces() -> Outcome {
+    need_root()?;
+    for (flag, name) in
+        [(libc::CLONE_NEWNET, "network"), (libc::CLONE_NEWUTS, "UTS"), (libc::CLONE_NEWIPC, "IPC")]
+    {
+        let mut case = Case::new()?;
+        let root = start_in(&case, flag)?;
+        let ran = refused(&mut case, root, &[3])?;
+        ensure!(ran.stderr.contains(&format!("another {name} namespace")), "{name}: {}", ran.describe());
+        case.ask()?;
+        case.finish(root)?;
+    }
+    let mut case = Case::new()?;
+    let root = start_in(&case, libc::CLONE_NEWNS)?;
+    let ran = case.vckpt(&["dump", &root.to_string(), "-o", text(&case.path("told.vckpt")), "-R"])?.good()?;
+    ensure!(ran.stderr.contains("its mount namespace is not kept"), "not told: {}", ran.describe());
+    case.ask()?;
+    case.finish(root)
+}
+
+/// Starts a program in a new namespace.
+fn start_in(case: &Case, flag: i32) -> Outcome<i32> {
+    let mut command = case.fixture("plain-counter", &[])?;
+    // SAFETY: a system call with a plain integer.
+    unsafe {
+        command.pre_exec(move || match libc::unshare(flag) {
+            0 => Ok(()),
+            _ => Err(std::io::Error::last_os_error()),
+        });
+    }
+    let root = spawn(&mut command)?;
+    case.wait_ready("plain-counter", root)?;
+    Ok(root)
 }
 
 fn output_exists() -> Outcome {

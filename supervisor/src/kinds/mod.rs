@@ -10,6 +10,7 @@ pub mod descriptor;
 pub mod file_lock;
 pub mod memory;
 pub mod nameless_file;
+pub mod namespace;
 pub mod platform;
 pub mod process;
 pub mod resource_limit;
@@ -40,6 +41,7 @@ pub const KINDS: &[KindEntry] = &[
     // Timers run on while we look, so they come first.
     KindEntry { name: "signal", observe: signal::observe::observe, plan: signal::restore::plan },
     KindEntry { name: "alarm", observe: alarm::observe::observe, plan: alarm::restore::plan },
+    namespace::ENTRY,
     process::ENTRY,
     thread::ENTRY,
     KindEntry { name: "schedule", observe: schedule::observe::observe, plan: schedule::restore::plan },

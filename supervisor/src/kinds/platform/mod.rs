@@ -37,7 +37,7 @@ fn observe(frozen: &mut Frozen, records: &mut Records) -> Result<()> {
     // The first word of the area that XSAVE leaves to software: ptrace puts XCR0 there.
     let features = xstate.get(464..472).and_then(|word| word.try_into().ok()).map_or(0, u64::from_le_bytes);
     let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    let degraded = std::mem::take(&mut records.degraded);
+    let degraded = records.degraded.clone();
     // The snapshot is the first record of an image.
     records.records.insert(
         0,

@@ -1,0 +1,78 @@
+//! Namespaces: what the kernel shows a process of the host.
+//!
+//! Kept so far: the IDs that a PID namespace gives; a restore may put its tree into PID, user and mount namespaces of
+//! its own. Not kept, and so refused: network, UTS, IPC, time and user namespaces other than our own, and processes of
+//! one tree in different ones. A mount namespace is not kept either, but most are much like our own: that is told.
+
+use crate::error::{Error, Problems, Result, code};
+use crate::frozen::{Frozen, FrozenProcess};
+use crate::kinds::KindEntry;
+use crate::plan::Plan;
+use crate::proc::read;
+use crate::records::Records;
+use std::ffi::OsString;
+use vckpt_image_format::reader::Image;
+
+/// The entry for the list of kinds.
+pub const ENTRY: KindEntry = KindEntry { name: "namespace", observe, plan };
+
+/// The namespaces that a tree must share with us: file of `/proc/<pid>/ns`, name for people.
+const SHARED_WITH_US: &[(&str, &str)] =
+    &[("net", "network"), ("uts", "UTS"), ("ipc", "IPC"), ("time", "time"), ("user", "user")];
+
+/// All that the processes of a tree must share with one another.
+const SHARED_BY_ALL: &[(&str, &str)] = &[
+    ("net", "network"),
+    ("uts", "UTS"),
+    ("ipc", "IPC"),
+    ("time", "time"),
+    ("user", "user"),
+    ("pid", "PID"),
+    ("mnt", "mount"),
+];
+
+fn plan(_image: &Image, _plan: &mut Plan) -> Result<()> {
+    Ok(())
+}
+
+fn observe(frozen: &mut Frozen, records: &mut Records) -> Result<()> {
+    let mut problems = Problems::new();
+    let Some(root) = frozen.processes.first() else { return Ok(()) };
+    let ours = std::process::id().cast_signed();
+    let restored = was_restored(root);
+    for (file, name) in SHARED_WITH_US {
+        if namespace(root.pid, file) != namespace(ours, file) && !(restored && *file == "user") {
+            problems.push(refusal(root, &format!("it is in another {name} namespace than vckpt")));
+        }
+    }
+    if namespace(root.pid, "mnt") != namespace(ours, "mnt") && !restored {
+        records.degraded.push(format!(
+            "{}: its mount namespace is not kept: its files are looked for in that of vckpt restore",
+            root.subject()
+        ));
+    }
+    for process in frozen.processes.iter().skip(1).filter(|process| !process.threads.is_empty()) {
+        for (file, name) in SHARED_BY_ALL {
+            if namespace(process.pid, file) != namespace(root.pid, file) {
+                let what = format!("it is in another {name} namespace than the first process of its tree");
+                problems.push(refusal(process, &what));
+            }
+        }
+    }
+    problems.finish()
+}
+
+/// What tells namespaces of a kind apart; none if this kernel has none of the kind.
+fn namespace(pid: i32, file: &str) -> Option<OsString> {
+    read::link(pid, &format!("ns/{file}")).ok()
+}
+
+/// Whether the root is the child of an init of ours, which a restore has put into namespaces like these.
+fn was_restored(root: &FrozenProcess) -> bool {
+    read::link(root.stat.parent, "exe")
+        .is_ok_and(|program| program.as_encoded_bytes().starts_with(b"/memfd:vckpt-puppet"))
+}
+
+fn refusal(process: &FrozenProcess, what: &str) -> Box<Error> {
+    Error::new(code::TASK_STATE, what).hint("namespaces are not supported yet").about(process.subject())
+}
