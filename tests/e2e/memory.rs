@@ -17,6 +17,7 @@ pub(crate) const TOPIC: Topic = Topic {
         ("shared", shared),
         ("sparse", sparse),
         ("forked", forked),
+        ("diverged", diverged),
     ],
     cases: &[
         ("mappings", || two_rounds("mappings")),
@@ -24,6 +25,7 @@ pub(crate) const TOPIC: Topic = Topic {
         ("shared_by_parent_and_child", || two_rounds("shared")),
         ("zero_pages_cost_nothing", zero_pages_cost_nothing),
         ("copy_on_write_stays_shared", copy_on_write_stays_shared),
+        ("a_child_keeps_its_own_zeros", || two_rounds("diverged")),
     ],
 };
 
@@ -345,4 +347,52 @@ fn copy_on_write_stays_shared() -> Outcome {
         ensure!(after < before + (16 << 10), "the restored tree has {after} KiB, not about {before} KiB");
     }
     case.finish(root)
+}
+
+/// A parent and a child that share some pages by copy-on-write, while of others only the parent has something: the
+/// child has never touched them, has given them back, or has written zeros over them.
+fn diverged(stage: Stage) {
+    const PAGES: usize = 16;
+    let place = map(PAGES * PAGE, READ | WRITE, PRIVATE | ANONYMOUS, -1) as usize;
+    let page = move |number: usize| (place + number * PAGE) as *mut u8;
+    for number in 0..8 {
+        fill(page(number), PAGE, number as u64);
+    }
+    let (ask, answer) = (pipe(0), pipe(0));
+    // SAFETY: the page is mapped; only this process and its copies touch it.
+    let first = move |number: usize| unsafe { page(number).cast::<u64>().read_volatile() };
+    fork(move || {
+        // SAFETY: the pages are this process's own.
+        unsafe { libc::madvise(page(4).cast(), PAGE, libc::MADV_DONTNEED) };
+        // SAFETY: the page is this process's own.
+        unsafe { page(5).write_bytes(0, PAGE) };
+        while take(ask[0], 1).is_ok_and(|bytes| !bytes.is_empty()) {
+            let seen: Vec<u8> = (0..PAGES).flat_map(|number| first(number).to_ne_bytes()).collect();
+            if put(answer[1], &seen).is_err() {
+                return 1;
+            }
+        }
+        0
+    });
+    let own: Vec<u64> = (0..8).map(first).collect();
+    // What the parent writes after the fork is not the child's.
+    fill(page(2), PAGE, 102);
+    for number in 8..12 {
+        fill(page(number), PAGE, 100 + number as u64);
+    }
+    stage.serve(move |_| {
+        put(ask[1], b"?").map_err(|error| error.to_string())?;
+        let seen = take(answer[0], PAGES * 8).map_err(|error| error.to_string())?;
+        let words =
+            seen.chunks_exact(8).map(|word| u64::from_ne_bytes(word.try_into().expect("eight bytes")));
+        for (number, word) in words.enumerate() {
+            let expected = if matches!(number, 4 | 5) { 0 } else { own.get(number).copied().unwrap_or(0) };
+            verify!(
+                word == expected,
+                "page {number} of the child begins with {word:#x} instead of {expected:#x}"
+            );
+        }
+        verify!(first(8) != 0 && first(2) != own[2], "the parent lost what it wrote after the fork");
+        Ok(())
+    });
 }
