@@ -44,7 +44,6 @@ pub(crate) enum Command {
     Demo(Demo),
     Completion(Completion),
     /// Print the manual page
-    #[command(hide = true)]
     Man,
     /// The workload of the demonstration
     #[command(hide = true)]

@@ -16,9 +16,6 @@ const TOO_LONG: usize = 600;
 /// The only places where `unsafe` may stand.
 const UNSAFE: &[&str] = &[
     "supervisor/src/sys/",
-    "supervisor/src/sys.rs",
-    "supervisor/src/tracee/",
-    "supervisor/src/stub/",
     "parasite/",
     "tests/",
 ];
