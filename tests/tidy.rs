@@ -14,11 +14,7 @@ const LONG: usize = 300;
 const TOO_LONG: usize = 600;
 
 /// The only places where `unsafe` may stand.
-const UNSAFE: &[&str] = &[
-    "supervisor/src/sys/",
-    "parasite/",
-    "tests/",
-];
+const UNSAFE: &[&str] = &["supervisor/src/sys/", "parasite/", "tests/"];
 
 /// Folders of the repository that are not its source.
 const SKIPPED: &[&str] = &["target", ".git"];
