@@ -18,14 +18,20 @@ use vckpt_supervisor::dump::{self, Afterwards, Report, Request};
 pub(super) fn run(arguments: Dump, output: &Output) -> Result<ExitCode> {
     let pid = arguments.pid;
     let before = state(pid);
-    let _signals = Signals::end_with(move || {
+    let signals = Signals::end_with(move || {
         let word = after(pid, before).map_or_else(String::new, |word| format!(": {word}"));
         Output::new(false, false).warn(format!("vckpt: interrupted{word}"));
     })?;
     let to_stdout = arguments.output.as_deref().is_some_and(|path| path.as_os_str() == "-");
     let request = request(arguments)?;
     let mut meter = Meter::new(output);
-    let result = dump::dump(request, &mut |progress| meter.update(&progress));
+    let result = dump::dump(request, &mut |progress| {
+        // All is written: an image that has got its name must not be called interrupted.
+        if progress.phase == "seal" {
+            signals.over();
+        }
+        meter.update(&progress);
+    });
     drop(meter);
     let report = result.map_err(|error| Failure::from(error).with_guarantee(after(pid, before)))?;
     print(&report, to_stdout, output)?;
