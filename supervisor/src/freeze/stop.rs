@@ -17,6 +17,8 @@ pub(super) struct StoppedTask {
     pub stopped: Stopped,
     /// The signal that its process is stopped by, if it is.
     pub stop_signal: Option<i32>,
+    /// When it stood still, by `CLOCK_MONOTONIC` in nanoseconds.
+    pub(super) stopped_at: i64,
     /// What was seen of it before.
     pub before: Option<Before>,
 }
@@ -32,6 +34,8 @@ pub(super) struct StoppedTree {
     pub parents: BTreeMap<i32, Option<i32>>,
     /// What was seen of tasks before they were stopped.
     seen: BTreeMap<i32, Before>,
+    /// When tasks were asked to stop: from then on none waits any more.
+    asked: BTreeMap<i32, i64>,
     clocks: Clocks,
 }
 
@@ -100,6 +104,7 @@ fn attach_threads(
         match Running::seize(tid, OPTIONS) {
             Ok(running) => {
                 tree.seen.extend(before.map(|before| (tid, before)));
+                tree.asked.insert(tid, crate::waits::now());
                 // Ended between the two: the wait will tell.
                 let _ = running.interrupt();
                 moving.insert(tid, (pid, running));
@@ -226,7 +231,8 @@ fn handle(
     match stop {
         Stop::Interrupted(stopped, stop_signal) => {
             let before = tree.seen.remove(&tid);
-            tree.tasks.insert(tid, StoppedTask { pid, stopped, stop_signal, before });
+            let stopped_at = tree.asked.remove(&tid).unwrap_or_else(crate::waits::now);
+            tree.tasks.insert(tid, StoppedTask { pid, stopped, stop_signal, stopped_at, before });
         }
         Stop::Ended(_) => {}
         Stop::Signal(stopped, signal) => {

@@ -56,7 +56,9 @@ pub(super) fn survey(root: i32, tree: StoppedTree) -> Result<Frozen> {
         if let Some(signal) = task.stop_signal {
             stop_signals.insert(task.pid, signal);
         }
-        if let Some(agent) = problems.take(Agent::prepare(task.stopped, task.pid, task.before.as_ref())) {
+        if let Some(agent) =
+            problems.take(Agent::prepare(task.stopped, task.pid, task.stopped_at, task.before.as_ref()))
+        {
             groups.entry(task.pid).or_default().push(agent);
         }
     }

@@ -54,7 +54,8 @@ pub struct Agent {
     shared_pending: Vec<[u8; 128]>,
     rseq: (u64, u32, u32),
     wait: Option<Wait>,
-    prepared_at: Instant,
+    /// When it stood still, by `CLOCK_MONOTONIC` in nanoseconds.
+    stopped_at: i64,
     /// Instructions of the process, once they were looked for.
     gadgets: Option<Gadgets>,
     injected: Option<Injected>,
@@ -78,14 +79,15 @@ impl Agent {
     ///
     /// # Errors
     /// If the thread is gone or can't be read.
-    pub fn prepare(stopped: Stopped, pid: i32, before: Option<&Before>) -> Result<Self> {
+    pub fn prepare(stopped: Stopped, pid: i32, stopped_at: i64, before: Option<&Before>) -> Result<Self> {
         let mut registers = stopped.registers()?;
         let in_call = registers.orig_rax.cast_signed() >= 0;
         // A close has happened although it was interrupted: it is never made again.
         let close = registers.orig_rax == libc::SYS_close.cast_unsigned();
         let interrupted = in_call && !close && registers.rax.cast_signed() == -i64::from(libc::EINTR);
-        let wait =
-            in_call.then(|| waits::observe(pid, stopped.tid(), &registers, interrupted, before)).flatten();
+        let wait = in_call
+            .then(|| waits::observe((pid, stopped.tid()), &registers, interrupted, stopped_at, before))
+            .flatten();
         if interrupted {
             // Made again unless a handler runs, which is what the program would have seen without us.
             registers.rax = RESTART_NO_HANDLER.cast_unsigned();
@@ -105,7 +107,7 @@ impl Agent {
             shared_pending: stopped.pending_signals(true)?,
             rseq,
             wait,
-            prepared_at: Instant::now(),
+            stopped_at,
             gadgets: None,
             registers,
             state: State::Stopped(stopped),
@@ -391,7 +393,7 @@ impl Agent {
 
     /// How long the thread stands still, in nanoseconds.
     fn passed(&self) -> u64 {
-        u64::try_from(self.prepared_at.elapsed().as_nanos()).unwrap_or(u64::MAX)
+        u64::try_from(waits::now() - self.stopped_at).unwrap_or(0)
     }
 
     /// Waits for the end of a thread that was killed.

@@ -37,15 +37,15 @@ pub fn now() -> i64 {
     clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |time| time.tv_sec() * 1_000_000_000 + time.tv_nsec())
 }
 
-/// The wait in which a task was stopped, if it has a limit of time that would be lost.
+/// The wait in which a task (process and thread ID) was stopped, if it has a limit of time that would be lost.
 ///
-/// `interrupted` says that the kernel would end the call with `EINTR`.
+/// `interrupted` says that the kernel would end the call with `EINTR`; `stopped_at` is the time at which it stood still.
 #[must_use]
 pub fn observe(
-    pid: i32,
-    tid: i32,
+    (pid, tid): (i32, i32),
     registers: &Registers,
     interrupted: bool,
+    stopped_at: i64,
     before: Option<&Before>,
 ) -> Option<Wait> {
     let restart_block = registers.rax.cast_signed() == RESTART_BLOCK;
@@ -54,18 +54,14 @@ pub fn observe(
     }
     if registers.orig_rax == libc::SYS_restart_syscall.cast_unsigned() {
         let note = note::read(tid, registers)?;
-        return Some(Wait { number: note.number, remaining: left(note.deadline), restart_block: true });
+        let remaining = u64::try_from(note.deadline - stopped_at).unwrap_or(0);
+        return Some(Wait { number: note.number, remaining, restart_block: true });
     }
     let limit = call::limit(pid, tid, registers)?;
     let since = before.and_then(|before| before.waiting_since(tid, registers.orig_rax));
-    // What was seen before may be the same call made once earlier: then its time is up by now.
-    let waited = since.and_then(|since| u64::try_from(now() - since).ok()).filter(|&waited| waited < limit);
-    let waited = waited.unwrap_or(0);
+    // What was seen before may be the same call made once earlier: then its time was up when the task stood still.
+    let waited =
+        since.and_then(|since| u64::try_from(stopped_at - since).ok()).filter(|&waited| waited < limit);
     let number = u32::try_from(registers.orig_rax).ok()?;
-    Some(Wait { number, remaining: limit.saturating_sub(waited), restart_block })
-}
-
-/// What is left until a deadline.
-fn left(deadline: i64) -> u64 {
-    u64::try_from(deadline - now()).unwrap_or(0)
+    Some(Wait { number, remaining: limit - waited.unwrap_or(0), restart_block })
 }
