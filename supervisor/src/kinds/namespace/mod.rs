@@ -67,10 +67,12 @@ fn namespace(pid: i32, file: &str) -> Option<OsString> {
     read::link(pid, &format!("ns/{file}")).ok()
 }
 
-/// Whether the root is the child of an init of ours, which a restore has put into namespaces like these.
+/// Whether the root is an init of ours or its child, which a restore has put into namespaces like these.
 fn was_restored(root: &FrozenProcess) -> bool {
-    read::link(root.stat.parent, "exe")
-        .is_ok_and(|program| program.as_encoded_bytes().starts_with(b"/memfd:vckpt-puppet"))
+    [root.stat.parent, root.pid].into_iter().any(|pid| {
+        read::link(pid, "exe")
+            .is_ok_and(|program| program.as_encoded_bytes().starts_with(b"/memfd:vckpt-puppet"))
+    })
 }
 
 fn refusal(process: &FrozenProcess, what: &str) -> Box<Error> {
