@@ -174,7 +174,16 @@ impl Frozen {
     fn remove_stubs(&mut self) -> Problems {
         let mut problems = Problems::new();
         for process in &mut self.processes {
-            for thread in process.threads.iter_mut().rev() {
+            let (mut own, others): (Vec<_>, Vec<_>) =
+                process.threads.iter_mut().partition(|thread| thread.agent.made_its_area());
+            let mut areas = Vec::new();
+            for thread in others {
+                areas.extend(problems.take(thread.agent.remove(&process.memory)).flatten());
+            }
+            if let Some(thread) = own.first_mut() {
+                problems.take(thread.agent.unmap(&areas));
+            }
+            for thread in own.into_iter().rev() {
                 problems.take(thread.agent.remove(&process.memory));
             }
         }

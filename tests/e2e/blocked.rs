@@ -4,16 +4,32 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::harness::Topic;
-use crate::harness::case::two_rounds;
+use crate::harness::case::{Case, two_rounds};
+use crate::harness::{Outcome, Topic};
 use crate::stage::kernel::{block, check, fork, pipe, put, signal_set, take, wait};
 use crate::stage::{Stage, thread, verify};
 
 pub(crate) const TOPIC: Topic = Topic {
     name: "blocked",
     fixtures: &[("blocked", blocked), ("blocked-writer", blocked_writer)],
-    cases: &[("events_end_waits", || two_rounds("blocked")), ("full_pipe", || two_rounds("blocked-writer"))],
+    cases: &[
+        ("events_end_waits", || two_rounds("blocked")),
+        ("after_leave_running", after_leave_running),
+        ("full_pipe", || two_rounds("blocked-writer")),
+    ],
 };
+
+/// Calls that were interrupted once or twice before they are dumped for good.
+fn after_leave_running() -> Outcome {
+    let mut case = Case::new()?;
+    let root = case.start("blocked", &[])?;
+    for _ in 0..2 {
+        let image = case.dump_with(root, &["--leave-running"])?;
+        std::fs::remove_file(image)?;
+    }
+    let root = case.round(root)?;
+    case.finish(root)
+}
 
 const NAMES: [&str; 6] = ["read", "poll", "epoll_wait", "sigwaitinfo", "futex", "waitpid"];
 static DONE: [AtomicU64; 6] = [const { AtomicU64::new(0) }; 6];

@@ -44,6 +44,7 @@ mod pipes;
 mod refusals;
 mod servers;
 mod signals;
+mod small_stacks;
 mod sockets;
 mod spin;
 mod terminal;
@@ -64,6 +65,7 @@ const TOPICS: &[Topic] = &[
     waits::TOPIC,
     blocked::TOPIC,
     threads::TOPIC,
+    small_stacks::TOPIC,
     tree::TOPIC,
     memory::TOPIC,
     files::TOPIC,

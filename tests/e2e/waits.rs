@@ -10,15 +10,19 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::harness::case::Case;
-use crate::harness::{Outcome, Topic, short_or_long};
-use crate::stage::kernel::{block, monotonic, pipe, signal_set, timespec};
+use crate::harness::case::{Case, text};
+use crate::harness::{Outcome, Topic, ensure, short_or_long};
+use crate::stage::kernel::{block, fork, monotonic, pipe, signal_set, timespec, wait};
 use crate::stage::{Stage, thread, verify};
 
 pub(crate) const TOPIC: Topic = Topic {
     name: "waits",
     fixtures: &[("waits", waits)],
-    cases: &[("leave_running", leave_running), ("dump_and_restore", dump_and_restore)],
+    cases: &[
+        ("leave_running", leave_running),
+        ("dump_and_restore", dump_and_restore),
+        ("refused_dump", refused_dump),
+    ],
 };
 
 static PROBLEMS: Mutex<Vec<String>> = Mutex::new(Vec::new());
@@ -196,7 +200,23 @@ fn watch(number: usize, outages: &PathBuf) {
     }
 }
 
+/// A child that its parent traces, and that so stands still for ever.
+fn traced_child() {
+    let child = fork(|| {
+        // SAFETY: plain integers; the child stops itself.
+        unsafe {
+            libc::ptrace(libc::PTRACE_TRACEME, 0, 0, 0);
+            libc::raise(libc::SIGSTOP);
+        }
+        0
+    });
+    wait(child).unwrap();
+}
+
 fn waits(stage: Stage) {
+    if stage.arguments.iter().any(|argument| argument == "traced-child") {
+        traced_child();
+    }
     block(&[libc::SIGUSR1]);
     for number in 0..CALLS.len() {
         let outages = stage.path("outages");
@@ -241,6 +261,22 @@ fn dump_and_restore() -> Outcome {
     let mut root = case.start("waits", &[])?;
     for _ in 0..short_or_long(5, 50) {
         root = case.round(root)?;
+    }
+    case.finish(root)
+}
+
+/// A dump that is given up halfway: what had been stopped by then must not notice either.
+fn refused_dump() -> Outcome {
+    let mut case = Case::new()?;
+    let root = case.start("waits", &["traced-child"])?;
+    let image = case.path("refused.vckpt");
+    for number in 1..=short_or_long(20, 200) {
+        let ran = case.vckpt(&["dump", &root.to_string(), "-o", text(&image)])?;
+        ran.refused(&[3])?;
+        ensure!(ran.stderr.contains("is traced by another process"), "not by name: {}", ran.describe());
+        if number % 10 == 0 {
+            case.ask()?;
+        }
     }
     case.finish(root)
 }

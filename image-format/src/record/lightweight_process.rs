@@ -50,11 +50,22 @@ pub struct Rseq {
 pub struct Wait {
     /// Number of the system call.
     pub number: u32,
-    /// What was left of the time-out at the freeze, in nanoseconds.
+    /// What was left of the time-out at the freeze, in nanoseconds; [`Wait::ENDLESS`] if it has none.
     pub remaining: u64,
     /// Whether the kernel keeps the deadline in a restart block (`-ERESTART_RESTARTBLOCK`), or the call must be made
     /// again with a shorter time-out.
     pub restart_block: bool,
+}
+
+impl Wait {
+    /// What is left of a wait without a limit.
+    pub const ENDLESS: u64 = u64::MAX;
+
+    /// Whether it has no limit.
+    #[must_use]
+    pub fn is_endless(&self) -> bool {
+        self.remaining == Self::ENDLESS
+    }
 }
 
 impl Record for LightweightProcess {

@@ -2,8 +2,10 @@
 
 use crate::error::{Error, Result, Subject, code};
 use crate::proc::{read, stat};
+use crate::stub::agent::Agent;
 use crate::sys::process::{self, Compare};
 use crate::tracee::{Running, Stop, Stopped};
+use crate::waits::Moments;
 use crate::waits::before::{Before, Clocks};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -17,8 +19,8 @@ pub(super) struct StoppedTask {
     pub stopped: Stopped,
     /// The signal that its process is stopped by, if it is.
     pub stop_signal: Option<i32>,
-    /// When it stood still, by `CLOCK_MONOTONIC` in nanoseconds.
-    pub(super) stopped_at: i64,
+    /// When it came to its stop.
+    pub moments: Moments,
     /// What was seen of it before.
     pub before: Option<Before>,
 }
@@ -48,6 +50,9 @@ const OPTIONS: i32 = libc::PTRACE_O_TRACESYSGOOD
 /// After this time a task that does not stop is looked at: it may wait for a child that borrows its memory.
 const VFORK_SUSPICION: Duration = Duration::from_millis(2);
 
+/// How long what still moves is waited for when a freeze has failed.
+const LETTING_GO: Duration = Duration::from_secs(1);
+
 /// The other threads of a process that ends do so within this time after its leader.
 const END_OF_THREADS: Duration = Duration::from_millis(50);
 
@@ -58,14 +63,44 @@ const END_OF_THREADS: Duration = Duration::from_millis(50);
 pub(super) fn stop_tree(root: i32, deadline: Instant) -> Result<StoppedTree> {
     let mut tree = StoppedTree::default();
     let mut moving: BTreeMap<i32, (i32, Running)> = BTreeMap::new();
+    match stop_all(root, deadline, &mut tree, &mut moving) {
+        Ok(()) => Ok(tree),
+        Err(error) => {
+            let_go(tree, moving);
+            Err(error)
+        }
+    }
+}
+
+/// Lets everything go on as before: also what was stopped in a call that the kernel would end with `EINTR`.
+fn let_go(mut tree: StoppedTree, mut moving: BTreeMap<i32, (i32, Running)>) {
+    let deadline = Instant::now() + LETTING_GO;
+    while let Some((tid, (pid, running))) = moving.pop_first() {
+        let Ok(stopped) = running.expect_interruption(deadline) else { continue };
+        let moments = Moments::until_now(tree.asked.remove(&tid));
+        let before = tree.seen.remove(&tid);
+        tree.tasks.insert(tid, StoppedTask { pid, stopped, stop_signal: None, moments, before });
+    }
+    for task in tree.tasks.into_values() {
+        // An agent that is dropped lets its thread go on with the rest of its wait.
+        drop(Agent::prepare(task.stopped, task.pid, task.moments, task.before.as_ref()));
+    }
+}
+
+fn stop_all(
+    root: i32,
+    deadline: Instant,
+    tree: &mut StoppedTree,
+    moving: &mut BTreeMap<i32, (i32, Running)>,
+) -> Result<()> {
     tree.parents.insert(root, None);
     loop {
         let mut news = false;
         for pid in tree.parents.keys().copied().collect::<Vec<_>>() {
-            news |= attach_threads(pid, root, &mut tree, &mut moving)?;
+            news |= attach_threads(pid, root, tree, moving)?;
         }
-        settle(&mut tree, &mut moving, deadline)?;
-        news |= find_children(&mut tree);
+        settle(tree, moving, deadline)?;
+        news |= find_children(tree);
         if !news && moving.is_empty() {
             break;
         }
@@ -77,7 +112,7 @@ pub(super) fn stop_tree(root: i32, deadline: Instant) -> Result<StoppedTree> {
         return Err(Error::new(code::TARGET_DIED, "the process ended while it was being stopped")
             .about(Subject { task: u32::try_from(root).ok(), ..Subject::default() }));
     }
-    Ok(tree)
+    Ok(())
 }
 
 /// Begins to trace the threads of a process that are not traced yet; whether there were any.
@@ -231,8 +266,8 @@ fn handle(
     match stop {
         Stop::Interrupted(stopped, stop_signal) => {
             let before = tree.seen.remove(&tid);
-            let stopped_at = tree.asked.remove(&tid).unwrap_or_else(crate::waits::now);
-            tree.tasks.insert(tid, StoppedTask { pid, stopped, stop_signal, stopped_at, before });
+            let moments = Moments::until_now(tree.asked.remove(&tid));
+            tree.tasks.insert(tid, StoppedTask { pid, stopped, stop_signal, moments, before });
         }
         Stop::Ended(_) => {}
         Stop::Signal(stopped, signal) => {

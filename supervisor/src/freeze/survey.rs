@@ -57,7 +57,7 @@ pub(super) fn survey(root: i32, tree: StoppedTree) -> Result<Frozen> {
             stop_signals.insert(task.pid, signal);
         }
         if let Some(agent) =
-            problems.take(Agent::prepare(task.stopped, task.pid, task.stopped_at, task.before.as_ref()))
+            problems.take(Agent::prepare(task.stopped, task.pid, task.moments, task.before.as_ref()))
         {
             groups.entry(task.pid).or_default().push(agent);
         }

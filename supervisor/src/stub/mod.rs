@@ -7,3 +7,4 @@ pub mod batch;
 pub mod channel;
 pub mod offspring;
 pub mod puppet;
+mod task_state;

@@ -8,6 +8,7 @@ mod stopping;
 use super::batch::{Batch, Outcome};
 use super::channel::Channel;
 use super::offspring::{self, Offspring};
+use super::task_state::TaskState;
 use crate::error::{Error, Result, Subject, code};
 use crate::sys::process::{self, CloneArguments, Start};
 use crate::tracee::{Running, Stop, Stopped};
@@ -24,13 +25,6 @@ use vckpt_parasite::protocol::{self, Boot, mode, operation};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
-#[derive(Debug)]
-enum State {
-    Running(Running),
-    Stopped(Stopped),
-    Gone,
-}
-
 /// A puppet: a process, or a second thread of one.
 #[derive(Debug)]
 pub struct Puppet {
@@ -44,7 +38,7 @@ pub struct Puppet {
     pub socket: i32,
     /// The last task that it made, as this program sees it; at first itself.
     newest: i32,
-    state: State,
+    state: TaskState,
     channel: Option<Channel>,
     /// Whether it is still ours to end.
     ours: bool,
@@ -77,7 +71,7 @@ impl Puppet {
             area: place.area,
             socket: place.socket,
             newest: tid,
-            state: State::Gone,
+            state: TaskState::Gone,
             channel: Some(Channel::new(ours)),
             ours: true,
         };
@@ -89,7 +83,7 @@ impl Puppet {
 
     fn trace(&mut self) -> Result<()> {
         let options = libc::PTRACE_O_TRACESYSGOOD | libc::PTRACE_O_EXITKILL;
-        self.state = State::Running(Running::seize(self.tid, options)?);
+        self.state = TaskState::Running(Running::seize(self.tid, options)?);
         Ok(())
     }
 
@@ -197,7 +191,7 @@ impl Puppet {
             );
         };
         let state = &mut self.state;
-        let outcome = channel.receive(batch, || look(state)).map_err(|error| error.about(subject))?;
+        let outcome = channel.receive(batch, || state.look()).map_err(|error| error.about(subject))?;
         outcome.check(batch, &self.subject())?;
         Ok(outcome)
     }
@@ -237,7 +231,7 @@ impl Puppet {
             area: self.area,
             socket: self.socket,
             newest: tid,
-            state: State::Gone,
+            state: TaskState::Gone,
             channel: Some(Channel::new(ours)),
             ours: true,
         };
@@ -294,7 +288,7 @@ impl Puppet {
             area,
             socket,
             newest: tid,
-            state: State::Gone,
+            state: TaskState::Gone,
             channel: Some(Channel::new(ours)),
             ours: true,
         };
@@ -341,9 +335,9 @@ impl Puppet {
     /// # Errors
     /// [`code::TARGET_DIED`] or [`code::PTRACE`].
     pub fn stop(&mut self) -> Result<&Stopped> {
-        if let State::Running(running) = std::mem::replace(&mut self.state, State::Gone) {
+        if let TaskState::Running(running) = self.state.take() {
             running.interrupt()?;
-            self.state = State::Stopped(running.expect_interruption(Instant::now() + PATIENCE)?);
+            self.state = TaskState::Stopped(running.expect_interruption(Instant::now() + PATIENCE)?);
         }
         self.stopped()
     }
@@ -354,8 +348,8 @@ impl Puppet {
     /// [`code::INTERNAL`] if it runs.
     pub fn stopped(&self) -> Result<&Stopped> {
         match &self.state {
-            State::Stopped(stopped) => Ok(stopped),
-            State::Running(_) | State::Gone => {
+            TaskState::Stopped(stopped) => Ok(stopped),
+            TaskState::Running(_) | TaskState::Gone => {
                 Err(Error::new(code::INTERNAL, "a puppet does not stand still").about(self.subject()))
             }
         }
@@ -366,12 +360,12 @@ impl Puppet {
     /// # Errors
     /// [`code::INTERNAL`] if it runs; what the move says.
     pub fn step(&mut self, step: impl FnOnce(Stopped) -> Result<Stopped>) -> Result<()> {
-        match std::mem::replace(&mut self.state, State::Gone) {
-            State::Stopped(stopped) => {
-                self.state = State::Stopped(step(stopped)?);
+        match self.state.take() {
+            TaskState::Stopped(stopped) => {
+                self.state = TaskState::Stopped(step(stopped)?);
                 Ok(())
             }
-            other @ (State::Running(_) | State::Gone) => {
+            other @ (TaskState::Running(_) | TaskState::Gone) => {
                 self.state = other;
                 Err(Error::new(code::INTERNAL, "a puppet does not stand still").about(self.subject()))
             }
@@ -383,12 +377,12 @@ impl Puppet {
     /// # Errors
     /// [`code::TARGET_DIED`] or [`code::PTRACE`].
     pub fn release(&mut self) -> Result<()> {
-        match std::mem::replace(&mut self.state, State::Gone) {
-            State::Stopped(stopped) => {
+        match self.state.take() {
+            TaskState::Stopped(stopped) => {
                 self.ours = false;
                 stopped.detach(0)
             }
-            other @ (State::Running(_) | State::Gone) => {
+            other @ (TaskState::Running(_) | TaskState::Gone) => {
                 self.state = other;
                 Err(Error::new(code::INTERNAL, "a puppet does not stand still").about(self.subject()))
             }
@@ -430,7 +424,7 @@ impl Puppet {
         }
         self.send(&batch)?;
         self.channel = None;
-        if let State::Running(running) = std::mem::replace(&mut self.state, State::Gone) {
+        if let TaskState::Running(running) = self.state.take() {
             wait_for_end(running)?;
         }
         self.ours = false;
@@ -448,30 +442,6 @@ impl Puppet {
         self.channel = None;
         self.stop()?;
         self.release()
-    }
-}
-
-/// Fails if a puppet has ended or was hit by something that it can't survive.
-fn look(state: &mut State) -> Result<()> {
-    let State::Running(running) = std::mem::replace(state, State::Gone) else { return Ok(()) };
-    match running.poll()? {
-        Err(running) => {
-            *state = State::Running(running);
-            Ok(())
-        }
-        Ok(Stop::Ended(status)) => {
-            Err(Error::new(code::TARGET_DIED, "a puppet ended").because(format!("wait status {status:#x}")))
-        }
-        Ok(Stop::Interrupted(stopped, _) | Stop::Event(stopped, _) | Stop::Call(stopped)) => {
-            *state = State::Running(stopped.resume(0)?);
-            Ok(())
-        }
-        Ok(Stop::Signal(stopped, signal)) => {
-            let registers = stopped.registers()?;
-            let why = format!("signal {signal} at {:#x}", registers.rip);
-            *state = State::Stopped(stopped);
-            Err(Error::new(code::STUB_SILENT, "a puppet was hit by a signal").because(why))
-        }
     }
 }
 
@@ -501,11 +471,11 @@ impl Puppet {
         if !std::mem::replace(&mut self.ours, false) {
             return None;
         }
-        let dying = match std::mem::replace(&mut self.state, State::Gone) {
-            State::Stopped(stopped) => stopped.killed(),
-            State::Running(running) => running,
+        let dying = match self.state.take() {
+            TaskState::Stopped(stopped) => stopped.killed(),
+            TaskState::Running(running) => running,
             // A step of it failed and nobody holds it any more.
-            State::Gone => Running::attached(self.tid),
+            TaskState::Gone => Running::attached(self.tid),
         };
         // A thread takes its whole process along, which is meant.
         let _ =

@@ -1,8 +1,8 @@
 //! The way home: signal frames that put a task back to its own state when nobody traces it any more.
 //!
 //! A task is released the moment its tracer dies. While we make it run anything but its own code, a chain of frames
-//! lies below the red zone of its stack, and every piece of foreign code that it runs ends in `rt_sigreturn` on the
-//! first of them: that one unmaps our area (`munmap`, by a `syscall; ret` of the program's own code), and returns into
+//! lies below the red zone of its stack (or elsewhere: [`agent`](crate::stub::agent) decides), and every piece of
+//! foreign code that it runs ends in `rt_sigreturn` on the first of them: that one unmaps our area (`munmap`, by a `syscall; ret` of the program's own code), and returns into
 //! the second one, which holds the task's own registers, extended state and signal mask.
 //!
 //! The layout of a frame is `struct rt_sigframe` of arch/x86/include/asm/sigframe.h. The alternate stack that it names
@@ -19,8 +19,8 @@ pub struct Gadgets {
     pub signal_return: u64,
 }
 
-/// Below the stack pointer the program may use 128 bytes without moving it (the red zone).
-const RED_ZONE: u64 = 128;
+/// Bytes below the stack pointer that a program may use without moving it (the red zone).
+pub const RED_ZONE: u64 = 128;
 /// Bytes of a frame without the extended state: return address, ucontext, siginfo, rounded up.
 const FRAME_LENGTH: u64 = 8 + 304 + 128 + 8;
 const XSTATE_ALIGNMENT: u64 = 64;
@@ -49,11 +49,13 @@ pub struct WayHome {
     pub second: u64,
 }
 
-/// Builds the chain below the stack pointer of `home`.
+/// Builds the chain below `top`.
 ///
-/// `area` is what the first frame unmaps: address and length.
+/// `home` is what the task goes on with: `rt_sigreturn` takes the kernel's own way of restarting a call away, so they
+/// make an interrupted call anew. `area` is what the first frame unmaps: address and length.
 #[must_use]
 pub fn way_home(
+    top: u64,
     home: &Registers,
     xstate: &[u8],
     signal_mask: u64,
@@ -61,9 +63,9 @@ pub fn way_home(
     area: (u64, u64),
 ) -> WayHome {
     let xstate = frame_xstate(xstate);
-    let xstate_address = (home.rsp - RED_ZONE - xstate.len() as u64) & !(XSTATE_ALIGNMENT - 1);
-    let second_address = (xstate_address - FRAME_LENGTH) & !15;
-    let first_address = second_address - FRAME_LENGTH;
+    let xstate_address = top.wrapping_sub(xstate.len() as u64) & !(XSTATE_ALIGNMENT - 1);
+    let second_address = xstate_address.wrapping_sub(FRAME_LENGTH) & !15;
+    let first_address = second_address.wrapping_sub(FRAME_LENGTH);
 
     let mut unmap = *home;
     unmap.rip = gadgets.call_and_return;
@@ -73,10 +75,25 @@ pub fn way_home(
     unmap.rsp = second_address;
 
     let mut bytes = frame(&unmap, u64::MAX, xstate_address, gadgets.signal_return);
-    bytes.extend(frame(&rewound(home), signal_mask, xstate_address, gadgets.signal_return));
-    bytes.resize(usize::try_from(xstate_address - first_address).unwrap_or(0), 0);
+    bytes.extend(frame(home, signal_mask, xstate_address, gadgets.signal_return));
+    bytes.resize(usize::try_from(xstate_address.wrapping_sub(first_address)).unwrap_or(0), 0);
     bytes.extend(xstate);
-    WayHome { address: first_address, bytes, first: first_address + 8, second: second_address + 8 }
+    WayHome {
+        address: first_address,
+        bytes,
+        first: first_address.wrapping_add(8),
+        second: second_address.wrapping_add(8),
+    }
+}
+
+impl WayHome {
+    /// Adds bytes behind the frames, at an address at or above their top.
+    pub fn put_on_top(&mut self, address: u64, bytes: &[u8]) {
+        if !bytes.is_empty() {
+            self.bytes.resize(usize::try_from(address.wrapping_sub(self.address)).unwrap_or(0), 0);
+            self.bytes.extend_from_slice(bytes);
+        }
+    }
 }
 
 /// One frame, ready to be written to `address`.
@@ -92,30 +109,12 @@ pub struct Frame {
 #[must_use]
 pub fn single(home: &Registers, xstate: &[u8], signal_mask: u64, signal_return: u64, top: u64) -> Frame {
     let xstate = frame_xstate(xstate);
-    let xstate_address = (top - xstate.len() as u64) & !(XSTATE_ALIGNMENT - 1);
-    let address = (xstate_address - FRAME_LENGTH) & !15;
+    let xstate_address = top.wrapping_sub(xstate.len() as u64) & !(XSTATE_ALIGNMENT - 1);
+    let address = xstate_address.wrapping_sub(FRAME_LENGTH) & !15;
     let mut bytes = frame(home, signal_mask, xstate_address, signal_return);
-    bytes.resize(usize::try_from(xstate_address - address).unwrap_or(0), 0);
+    bytes.resize(usize::try_from(xstate_address.wrapping_sub(address)).unwrap_or(0), 0);
     bytes.extend(xstate);
     Frame { address, bytes }
-}
-
-/// The registers with which the task makes an interrupted call again. `rt_sigreturn` takes the kernel's own way of
-/// restarting a call away, so the instruction pointer goes back to the call itself.
-fn rewound(home: &Registers) -> Registers {
-    let mut registers = *home;
-    if is_restart(home) {
-        registers.rip = registers.rip.wrapping_sub(2);
-        registers.rax = registers.orig_rax;
-    }
-    registers
-}
-
-/// Whether the registers are those of an interrupted call that the kernel is to restart.
-#[must_use]
-pub fn is_restart(registers: &Registers) -> bool {
-    let in_call = registers.orig_rax.cast_signed() >= 0;
-    in_call && matches!(registers.rax.cast_signed(), -512 | -513 | -514 | -516)
 }
 
 /// The extended state as a signal frame has it: with the kernel's marks, and without what needs a permission.

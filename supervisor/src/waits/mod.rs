@@ -37,31 +37,63 @@ pub fn now() -> i64 {
     clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |time| time.tv_sec() * 1_000_000_000 + time.tv_nsec())
 }
 
-/// The wait in which a task (process and thread ID) was stopped, if it has a limit of time that would be lost.
+/// When a task came to a stop, by `CLOCK_MONOTONIC` in nanoseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Moments {
+    /// When it was asked to. Until it stood still it may have ended a wait and begun the next.
+    pub asked: i64,
+    /// When it was seen to stand still.
+    pub stood_still: i64,
+}
+
+impl Moments {
+    /// A task that was asked to stop at `asked` and stands still now.
+    #[must_use]
+    pub fn until_now(asked: Option<i64>) -> Self {
+        let stood_still = now();
+        Self { asked: asked.unwrap_or(stood_still), stood_still }
+    }
+}
+
+/// The wait in which a task (process and thread ID) was stopped, if it has a limit of time that would be lost, and the
+/// moment at which that much was left of it.
 ///
-/// `interrupted` says that the kernel would end the call with `EINTR`; `stopped_at` is the time at which it stood still.
+/// `interrupted` says that the kernel would end the call with `EINTR`.
 #[must_use]
 pub fn observe(
     (pid, tid): (i32, i32),
     registers: &Registers,
     interrupted: bool,
-    stopped_at: i64,
+    moments: Moments,
     before: Option<&Before>,
-) -> Option<Wait> {
+) -> Option<(Wait, i64)> {
     let restart_block = registers.rax.cast_signed() == RESTART_BLOCK;
     if !restart_block && !interrupted {
         return None;
     }
     if registers.orig_rax == libc::SYS_restart_syscall.cast_unsigned() {
         let note = note::read(tid, registers)?;
-        let remaining = u64::try_from(note.deadline - stopped_at).unwrap_or(0);
-        return Some(Wait { number: note.number, remaining, restart_block: true });
+        let remaining = note.remaining(moments.stood_still);
+        return Some((Wait { number: note.number, remaining, restart_block: true }, moments.stood_still));
     }
-    let limit = call::limit(pid, tid, registers)?;
-    let since = before.and_then(|before| before.waiting_since(tid, registers.orig_rax));
-    // What was seen before may be the same call made once earlier: then its time was up when the task stood still.
-    let waited =
-        since.and_then(|since| u64::try_from(stopped_at - since).ok()).filter(|&waited| waited < limit);
     let number = u32::try_from(registers.orig_rax).ok()?;
-    Some(Wait { number, remaining: limit - waited.unwrap_or(0), restart_block })
+    let limit = match call::limit(pid, tid, registers) {
+        Some(limit) => limit,
+        // The kernel keeps this one in a restart block although it has no deadline.
+        None if restart_block && registers.orig_rax == libc::SYS_poll.cast_unsigned() => Wait::ENDLESS,
+        None => return None,
+    };
+    let whole = Wait { number, remaining: limit, restart_block };
+    if whole.is_endless() {
+        return Some((whole, moments.stood_still));
+    }
+    // A wait that was not seen before may have begun as late as the task stood still: one that is too long can be
+    // told from a busy machine by nobody, one that is too short by everybody.
+    let since = before.and_then(|before| before.waiting_since(tid, registers.orig_rax));
+    let waited = since.and_then(|since| u64::try_from(moments.asked - since).ok());
+    // What was seen before may be the same call made once earlier: then its time was up when the task stood still.
+    match waited.filter(|&waited| waited < limit) {
+        Some(waited) => Some((Wait { remaining: limit - waited, ..whole }, moments.asked)),
+        None => Some((whole, moments.stood_still)),
+    }
 }

@@ -3,13 +3,14 @@
 
 use crate::sys::process;
 use crate::sys::ptrace::Registers;
+use vckpt_image_format::record::lightweight_process::Wait;
 
 /// A deadline that the kernel keeps in a restart block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Note {
     /// Number of the call.
     pub number: u32,
-    /// Its deadline by `CLOCK_MONOTONIC`, in nanoseconds.
+    /// Its deadline by `CLOCK_MONOTONIC`, in nanoseconds; `i64::MAX` for none.
     pub deadline: i64,
 }
 
@@ -19,6 +20,23 @@ const LENGTH: usize = 48;
 const DISTANCE: u64 = 128 + 64;
 
 impl Note {
+    /// The note of a wait that is to go on now.
+    #[must_use]
+    pub fn of(wait: &Wait) -> Self {
+        let remaining = i64::try_from(wait.remaining).unwrap_or(i64::MAX);
+        Self { number: wait.number, deadline: super::now().saturating_add(remaining) }
+    }
+
+    /// What is left of it at this moment, in nanoseconds, or [`Wait::ENDLESS`].
+    #[must_use]
+    pub fn remaining(&self, moment: i64) -> u64 {
+        if self.deadline == i64::MAX {
+            Wait::ENDLESS
+        } else {
+            u64::try_from(self.deadline - moment).unwrap_or(0)
+        }
+    }
+
     /// The bytes, for a task with these registers, and where they belong.
     #[must_use]
     pub fn bytes(&self, registers: &Registers) -> (u64, Vec<u8>) {
@@ -30,7 +48,7 @@ impl Note {
             registers.rsp,
             self.check(registers),
         ];
-        (registers.rsp - DISTANCE, words.iter().flat_map(|word| word.to_le_bytes()).collect())
+        (registers.rsp.wrapping_sub(DISTANCE), words.iter().flat_map(|word| word.to_le_bytes()).collect())
     }
 
     /// Ties the note to this very call of this very task.

@@ -9,9 +9,9 @@
 
 use super::call::{self, Limit};
 use super::note::Note;
-use super::{RESTART_BLOCK, RESTART_NO_HANDLER, now};
+use super::{RESTART_BLOCK, RESTART_NO_HANDLER};
 use crate::sys::ptrace::Registers;
-use crate::tracee::sigframe::{self, Gadgets};
+use crate::tracee::sigframe::{self, Gadgets, RED_ZONE};
 use vckpt_image_format::record::lightweight_process::Wait;
 
 /// How a task goes on.
@@ -23,8 +23,6 @@ pub struct Resume {
     pub bytes: Option<(u64, Vec<u8>)>,
 }
 
-/// The red zone.
-const RED_ZONE: u64 = 128;
 const POLL_IN: u64 = 1;
 const POLL_OUT: u64 = 4;
 const DO_NOT_WAIT: u64 = libc::MSG_DONTWAIT as u64;
@@ -41,9 +39,7 @@ pub fn resume(
     let plain = Resume { registers: *registers, bytes: None };
     let Some(wait) = wait else { return plain };
     if wait.restart_block {
-        let deadline = now().saturating_add(i64::try_from(wait.remaining).unwrap_or(i64::MAX));
-        let note = Note { number: wait.number, deadline };
-        return Resume { bytes: Some(note.bytes(registers)), ..plain };
+        return Resume { bytes: Some(Note::of(wait).bytes(registers)), ..plain };
     }
     let mut shorter = *registers;
     match call::place(u64::from(wait.number)) {
@@ -53,7 +49,7 @@ pub fn resume(
             Resume { registers: shorter, bytes: None }
         }
         Some(Limit::Time(register)) => {
-            let address = (registers.rsp - RED_ZONE - 16) & !15;
+            let address = registers.rsp.wrapping_sub(RED_ZONE + 16) & !15;
             register.set(&mut shorter, address);
             Resume { registers: shorter, bytes: Some((address, timespec(wait.remaining))) }
         }
@@ -65,9 +61,45 @@ pub fn resume(
     }
 }
 
+/// How a task goes on whose call has returned.
+#[must_use]
+pub fn with_result(registers: &Registers, result: u64) -> Resume {
+    Resume { registers: Registers { rax: result, orig_rax: u64::MAX, ..*registers }, bytes: None }
+}
+
 fn timespec(nanoseconds: u64) -> Vec<u8> {
     let words = [nanoseconds / 1_000_000_000, nanoseconds % 1_000_000_000];
     words.iter().flat_map(|word| word.to_le_bytes()).collect()
+}
+
+/// The registers with which a task makes an interrupted call anew, by itself and from its instruction on; if it waits
+/// for at most some time, then for what is left: the bytes of that belong to `time_address`.
+#[must_use]
+pub fn anew(registers: &Registers, wait: Option<&Wait>, time_address: u64) -> (Registers, Vec<u8>) {
+    let mut home = *registers;
+    if !is_restart(registers) {
+        return (home, Vec::new());
+    }
+    home.rip = home.rip.wrapping_sub(2);
+    home.rax = wait.map_or(home.orig_rax, |wait| u64::from(wait.number));
+    let Some(wait) = wait.filter(|wait| !wait.is_endless()) else { return (home, Vec::new()) };
+    match call::place(u64::from(wait.number)) {
+        Some(Limit::Milliseconds(register)) => {
+            register.set(&mut home, wait.remaining.div_ceil(1_000_000));
+            (home, Vec::new())
+        }
+        Some(Limit::Time(register)) => {
+            register.set(&mut home, time_address);
+            (home, timespec(wait.remaining))
+        }
+        Some(Limit::Receive | Limit::Send) | None => (home, Vec::new()),
+    }
+}
+
+/// Whether the registers are those of an interrupted call that the kernel is to restart.
+fn is_restart(registers: &Registers) -> bool {
+    let in_call = registers.orig_rax.cast_signed() >= 0;
+    in_call && matches!(registers.rax.cast_signed(), -512 | -513 | RESTART_NO_HANDLER | RESTART_BLOCK)
 }
 
 /// Waits with `ppoll` and then makes the call without waiting.
@@ -96,7 +128,7 @@ fn by_poll(
     }
     // struct timespec and struct pollfd above the frame.
     let events = if limit == Limit::Receive { POLL_IN } else { POLL_OUT };
-    let arguments = (registers.rsp - RED_ZONE - 32) & !63;
+    let arguments = registers.rsp.wrapping_sub(RED_ZONE + 32) & !63;
     let frame = sigframe::single(&call, xstate, signal_mask, gadgets.signal_return, arguments);
     let mut bytes = frame.bytes;
     bytes.resize(usize::try_from(arguments - frame.address).unwrap_or(0), 0);

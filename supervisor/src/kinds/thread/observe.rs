@@ -20,6 +20,13 @@ pub fn observe(frozen: &mut Frozen, records: &mut Records) -> Result<()> {
     for process in frozen.living() {
         let (id, subject) = (process.id, process.subject());
         for thread in &mut process.threads {
+            if thread.agent.loses_its_call() {
+                records.degraded.push(format!(
+                    "{subject}: thread {} is in a wait of unknown length that was interrupted before; restored, it \
+                     sees EINTR",
+                    thread.id
+                ));
+            }
             let record = thread_record(id, thread).map_err(|error| error.about(subject.clone()));
             if let Some(record) = problems.take(record) {
                 records.push(record);

@@ -40,13 +40,15 @@ impl Action for Release {
             puppet.stop()?;
         }
         let mut leaders = Vec::new();
+        let mut ended = BTreeMap::new();
         for thread in &self.threads {
             let about = |error: Box<Error>| error.about(Subject::task(thread.process.0, thread.name.clone()));
             let memory = processes.get(&thread.process).and_then(|process| process.living.as_ref());
             let vdso = memory.and_then(|living| self.vdso.get(&living.memory));
             let call = vdso.zip(call).map(|(vdso, offset)| vdso + offset);
             let home = registers(thread)?;
-            wait::restart(restoring.puppet(thread.id)?, thread, &home, call).map_err(about)?;
+            let result = wait::restart(restoring.puppet(thread.id)?, thread, &home, call).map_err(about)?;
+            ended.extend(result.map(|result| (thread.id, result)));
             if thread.id == thread.process {
                 let count = memory.map_or(1, |living| living.threads.len());
                 leaders.push((thread, home, call, count));
@@ -64,7 +66,10 @@ impl Action for Release {
             let home = registers(thread)?;
             let puppet = restoring.puppet(thread.id)?;
             let mask = self.masks.get(&thread.id).copied().unwrap_or(0);
-            let resume = resume::resume(&home, &thread.xstate, mask, thread.wait.as_ref(), gadgets(thread));
+            let resume = match ended.get(&thread.id) {
+                Some(&result) => resume::with_result(&home, result),
+                None => resume::resume(&home, &thread.xstate, mask, thread.wait.as_ref(), gadgets(thread)),
+            };
             if let Some((address, bytes)) = &resume.bytes {
                 puppet.write(*address, bytes)?;
             }

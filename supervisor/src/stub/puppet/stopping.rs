@@ -3,9 +3,10 @@
 //! A tracer may let the threads of a stopped process run: the stop stays in effect, and holds them when they are let
 //! go. So a process can be stopped early, while its parent is still a puppet that can take the report.
 
-use super::{PATIENCE, Puppet, State};
+use super::{PATIENCE, Puppet};
 use crate::error::{Error, Result, code};
 use crate::stub::batch::Batch;
+use crate::stub::task_state::TaskState;
 use crate::tracee::{Running, Stop, Stopped};
 use std::time::Instant;
 
@@ -21,11 +22,11 @@ impl Puppet {
         let own = batch.must("asking for the thread ID", libc::SYS_gettid, []);
         batch.must("stopping", libc::SYS_tkill, [own.into(), libc::SIGSTOP.into()]);
         self.send(&batch)?;
-        let State::Running(running) = std::mem::replace(&mut self.state, State::Gone) else {
+        let TaskState::Running(running) = self.state.take() else {
             return Err(Error::new(code::INTERNAL, "a puppet that does not run").about(self.subject()));
         };
         let (stopped, by) = stop_by(running, signal)?;
-        self.state = State::Stopped(stopped);
+        self.state = TaskState::Stopped(stopped);
         if by.is_some() || signal == libc::SIGSTOP {
             return Ok(batch);
         }
@@ -40,10 +41,10 @@ impl Puppet {
     /// # Errors
     /// [`code::INTERNAL`] if it runs; [`code::TARGET_DIED`] or [`code::PTRACE`].
     pub fn resume(&mut self) -> Result<()> {
-        let State::Stopped(stopped) = std::mem::replace(&mut self.state, State::Gone) else {
+        let TaskState::Stopped(stopped) = self.state.take() else {
             return Err(Error::new(code::INTERNAL, "a puppet does not stand still").about(self.subject()));
         };
-        self.state = State::Running(stopped.resume(0)?);
+        self.state = TaskState::Running(stopped.resume(0)?);
         Ok(())
     }
 }
