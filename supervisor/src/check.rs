@@ -36,7 +36,7 @@ pub fn check_process(pid: i32) -> Result<CheckReport> {
         command: String::from_utf8_lossy(&command).trim().to_owned(),
         ..CheckReport::default()
     };
-    let mut frozen = match freeze::freeze(pid, PATIENCE) {
+    let mut frozen = match freeze::preflight(pid).and_then(|()| freeze::freeze(pid, PATIENCE)) {
         Ok(frozen) => frozen,
         Err(error) if is_refusal(&error) => return Ok(CheckReport { problems: separate(error), ..report }),
         Err(error) => return Err(error),

@@ -6,7 +6,7 @@ use crate::error::{Error, Problems, Result, Subject, code};
 use crate::proc::identity::Identity;
 use crate::proc::maps::MapLine;
 use crate::proc::stat::Stat;
-use crate::stub::agent::Agent;
+use crate::stub::agent::{self, Agent};
 use crate::stub::batch::{Batch, Outcome};
 use nix::errno::Errno;
 use std::fs::File;
@@ -170,22 +170,29 @@ impl Frozen {
         problems.finish()
     }
 
-    /// In the opposite order of putting them there: frames of one may lie over those of another.
+    /// First out of the threads whose areas were made by others, which then take these away.
     fn remove_stubs(&mut self) -> Problems {
-        let mut problems = Problems::new();
+        let mut problems = self.remove_stubs_of(false);
+        problems.append(self.remove_stubs_of(true));
+        problems
+    }
+
+    fn remove_stubs_of(&mut self, made_by_themselves: bool) -> Problems {
+        let agents = self.processes.iter_mut().flat_map(|process| {
+            let memory = &process.memory;
+            let agents = process.threads.iter_mut().map(|thread| &mut thread.agent);
+            agents
+                .filter(|agent| agent.made_its_area() == made_by_themselves)
+                .map(move |agent| (agent, memory))
+        });
+        let (areas, mut problems) = agent::remove(agents);
         for process in &mut self.processes {
-            let (mut own, others): (Vec<_>, Vec<_>) =
-                process.threads.iter_mut().partition(|thread| thread.agent.made_its_area());
-            let mut areas = Vec::new();
-            for thread in others {
-                areas.extend(problems.take(thread.agent.remove(&process.memory)).flatten());
-            }
-            if let Some(thread) = own.first_mut() {
-                problems.take(thread.agent.unmap(&areas));
-            }
-            for thread in own.into_iter().rev() {
-                problems.take(thread.agent.remove(&process.memory));
-            }
+            let Some(maker) = process.threads.iter_mut().find(|thread| thread.agent.made_its_area()) else {
+                continue;
+            };
+            let own: Vec<u64> =
+                areas.iter().filter(|(pid, _)| *pid == process.pid).map(|&(_, area)| area).collect();
+            problems.take(maker.agent.unmap(&own));
         }
         problems
     }

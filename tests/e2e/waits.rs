@@ -244,7 +244,7 @@ fn waits(stage: Stage) {
 
 fn leave_running() -> Outcome {
     let mut case = Case::new()?;
-    let root = case.start("waits", &[])?;
+    let mut root = case.start("waits", &[])?;
     for number in 1..=short_or_long(20, 200) {
         let image = case.dump_with(root, &["--leave-running"])?;
         fs::remove_file(image)?;
@@ -253,6 +253,12 @@ fn leave_running() -> Outcome {
         }
     }
     case.ask()?;
+    // What a call that was interrupted before has become can be restored.
+    for _ in 0..2 {
+        let image = case.dump_with(root, &["--leave-running"])?;
+        fs::remove_file(image)?;
+        root = case.round(root)?;
+    }
     case.finish(root)
 }
 

@@ -50,7 +50,7 @@ pub struct Rseq {
 pub struct Wait {
     /// Number of the system call.
     pub number: u32,
-    /// What was left of the time-out at the freeze, in nanoseconds; [`Wait::ENDLESS`] if it has none.
+    /// What was left of the time-out at the freeze, in nanoseconds, or [`Wait::UNCHANGED`].
     pub remaining: u64,
     /// Whether the kernel keeps the deadline in a restart block (`-ERESTART_RESTARTBLOCK`), or the call must be made
     /// again with a shorter time-out.
@@ -58,13 +58,13 @@ pub struct Wait {
 }
 
 impl Wait {
-    /// What is left of a wait without a limit.
-    pub const ENDLESS: u64 = u64::MAX;
+    /// What is left of a wait that has no limit, or an absolute one: it is made again with the arguments that it had.
+    pub const UNCHANGED: u64 = u64::MAX;
 
-    /// Whether it has no limit.
+    /// Whether it is made again with the arguments that it had.
     #[must_use]
-    pub fn is_endless(&self) -> bool {
-        self.remaining == Self::ENDLESS
+    pub fn is_unchanged(&self) -> bool {
+        self.remaining == Self::UNCHANGED
     }
 }
 

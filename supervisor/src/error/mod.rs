@@ -162,6 +162,11 @@ impl Problems {
         self.0.push(error);
     }
 
+    /// Adds those of another list.
+    pub fn append(&mut self, others: Problems) {
+        self.0.extend(others.0);
+    }
+
     /// The value, or remembers the error.
     pub fn take<T>(&mut self, result: Result<T>) -> Option<T> {
         result.map_err(|error| self.push(error)).ok()

@@ -3,17 +3,18 @@
 //! [`freeze`] gives a [`Frozen`] tree in which each thread has an [`Agent`](crate::stub::agent::Agent) without a stub
 //! yet; [`inject`] puts the stubs in place. Whatever fails: dropping what there is lets every task go on.
 
-mod gadgets;
 mod room;
 mod stop;
 mod survey;
 
 use crate::error::{Problems, Result};
-use crate::frozen::{Frozen, FrozenProcess, FrozenThread};
-use crate::stub::agent::{Agent, Host, Room};
+use crate::frozen::{Frozen, FrozenProcess};
+use crate::stub::agent::{self, Host, Injection};
 use crate::stub::batch::Batch;
+use crate::tracee::gadgets;
 use crate::tracee::sigframe::Gadgets;
-use std::collections::HashMap;
+use crate::tracee::stack::{self, Room};
+use std::collections::{BTreeMap, HashMap};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 use vckpt_parasite::protocol;
@@ -21,90 +22,97 @@ use vckpt_parasite::protocol;
 pub use room::free_range;
 pub use survey::preflight;
 
-/// Stops the tree of a process and takes down the state of every thread.
+/// Stops the tree of a process that has passed [`preflight`], and takes down the state of every thread.
 ///
 /// # Errors
 /// The target's state that can't be handled, all problems at once; a timeout; the death of the root.
 pub fn freeze(pid: i32, timeout: Duration) -> Result<Frozen> {
-    preflight(pid)?;
     let tasks = stop::stop_tree(pid, Instant::now() + timeout)?;
     survey::survey(pid, tasks)
 }
 
-/// Puts a stub into every thread.
+/// Where a stub is to be put; by the places of its process and thread in the frozen tree.
+type Places = BTreeMap<(usize, usize), Place>;
+
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    area: u64,
+    room: Room,
+    gadgets: Gadgets,
+}
+
+/// Puts a stub into every thread: first into those that are on a stack of their own.
 ///
 /// # Errors
 /// All threads into which it could not be put.
 pub fn inject(frozen: &mut Frozen) -> Result<()> {
     let mut problems = Problems::new();
     let mut cache = HashMap::new();
-    for process in frozen.processes.iter_mut().filter(|process| !process.threads.is_empty()) {
-        let subject = process.subject();
-        let Some(gadgets) = problems.take(gadgets::find(process, &mut cache)) else { continue };
-        problems.take(inject_process(process, gadgets).map_err(|error| error.about(subject)));
-    }
-    problems.finish()
-}
-
-/// Bytes of the frames of the way home, but for the extended state.
-const FRAMES: u64 = 2048;
-
-/// Puts a stub into every thread of a process: first into those on a stack of their own.
-fn inject_process(process: &mut FrozenProcess, gadgets: Gadgets) -> Result<()> {
-    let count = process.threads.len();
-    let start = room::find(&process.maps, (protocol::AREA_LENGTH * count) as u64)?;
-    let host = Host { memory: &process.memory, pidfd: process.pidfd.as_fd(), gadgets };
-    let maps = &process.maps;
-    let room = |thread: &FrozenThread| {
-        let length = thread.agent.xstate().len() as u64 + FRAMES;
-        room::below_stack(maps, thread.agent.registers(), length)
-    };
-    let mut problems = Problems::new();
-    let mut others = Vec::new();
-    for (index, thread) in process.threads.iter_mut().enumerate() {
-        let area = start + (protocol::AREA_LENGTH * index) as u64;
-        match room(thread) {
-            Room::OwnStack => {
-                problems.take(thread.agent.inject(host, Room::OwnStack, area));
-            }
-            room @ (Room::Memory | Room::None) => others.push((index, room, area)),
+    let (mut by_themselves, mut by_others) = (Places::new(), Places::new());
+    for (index, process) in frozen.processes.iter().enumerate() {
+        if process.threads.is_empty() {
+            continue;
         }
-    }
-    // If there is none, the one with the most room.
-    others.sort_by_key(|&(index, room, _)| (room == Room::None, index));
-    let mut others = others.into_iter().peekable();
-    if !process.threads.iter().any(|thread| thread.agent.is_injected())
-        && problems.is_empty()
-        && let Some((index, room, area)) = others.next()
-        && let Some(thread) = process.threads.get_mut(index)
-    {
-        thread.agent.inject(host, room, area)?;
+        let places = places(process, &mut cache).map_err(|error| error.about(process.subject()));
+        let Some(mut places) = problems.take(places) else { continue };
+        // If there is none on its own stack, the one with the most room.
+        let best = places.iter().map(|(_, place)| place.room).min().unwrap_or(Room::None);
+        let only = places.iter().position(|(_, place)| place.room == best);
+        for (number, (thread, place)) in places.drain(..).enumerate() {
+            let by_itself = place.room == Room::OwnStack || Some(number) == only;
+            let list = if by_itself { &mut by_themselves } else { &mut by_others };
+            list.insert((index, thread), place);
+        }
     }
     problems.finish()?;
-    let others: Vec<(usize, u64)> = others.map(|(index, _, area)| (index, area)).collect();
-    inject_others(host, &mut process.threads, &others)
+    agent::inject(injections(frozen, &by_themselves))?;
+    make_areas(frozen, &by_others)?;
+    agent::inject_into_areas(injections(frozen, &by_others))
 }
 
-/// Puts stubs into the threads with these indices, in areas that the first thread which has one makes for them.
-fn inject_others(host: Host<'_>, threads: &mut [FrozenThread], others: &[(usize, u64)]) -> Result<()> {
-    let mut batches = vec![Batch::new()];
-    for &(_, area) in others {
-        let batch = Agent::area_batch(area);
-        match batches.last_mut() {
-            Some(last) if last.has_room_for(&batch) => last.append(&batch),
-            _ => batches.push(batch),
+/// A place for each thread of a process.
+fn places(process: &FrozenProcess, cache: &mut gadgets::Cache) -> Result<Vec<(usize, Place)>> {
+    let gadgets = gadgets::find(&process.maps, &process.memory, cache)?;
+    let length = protocol::AREA_LENGTH as u64;
+    let start = room::find(&process.maps, length * process.threads.len() as u64)?;
+    let places = process.threads.iter().enumerate().map(|(index, thread)| {
+        let room = stack::below(&process.maps, thread.agent.registers(), thread.agent.xstate().len());
+        (index, Place { area: start + length * index as u64, room, gadgets })
+    });
+    Ok(places.collect())
+}
+
+fn injections<'frozen>(frozen: &'frozen mut Frozen, places: &Places) -> Vec<Injection<'frozen>> {
+    let mut injections = Vec::with_capacity(places.len());
+    for (index, process) in frozen.processes.iter_mut().enumerate() {
+        let (memory, pidfd) = (&process.memory, process.pidfd.as_fd());
+        for (number, thread) in process.threads.iter_mut().enumerate() {
+            if let Some(&Place { area, room, gadgets }) = places.get(&(index, number)) {
+                let host = Host { memory, pidfd, gadgets };
+                injections.push(Injection { agent: &mut thread.agent, host, area, room });
+            }
         }
     }
-    if let Some(maker) = threads.iter_mut().find(|thread| thread.agent.is_injected()) {
+    injections
+}
+
+/// Lets the first thread of each process that has a stub make the areas of those at these places.
+fn make_areas(frozen: &mut Frozen, places: &Places) -> Result<()> {
+    for (index, process) in frozen.processes.iter_mut().enumerate() {
+        let mut batches = vec![Batch::new()];
+        for place in places.range((index, 0)..(index + 1, 0)).map(|(_, place)| place) {
+            let batch = agent::area_batch(place.area);
+            match batches.last_mut() {
+                Some(last) if last.has_room_for(&batch) => last.append(&batch),
+                _ => batches.push(batch),
+            }
+        }
+        let Some(maker) = process.threads.iter_mut().find(|thread| thread.agent.is_injected()) else {
+            continue;
+        };
         for batch in batches.iter().filter(|batch| !batch.is_empty()) {
-            maker.agent.run(batch)?;
+            maker.run(batch)?;
         }
     }
-    let mut problems = Problems::new();
-    for &(index, area) in others {
-        if let Some(thread) = threads.get_mut(index) {
-            problems.take(thread.agent.inject_into(host, area));
-        }
-    }
-    problems.finish()
+    Ok(())
 }

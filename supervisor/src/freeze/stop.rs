@@ -4,7 +4,7 @@ use crate::error::{Error, Result, Subject, code};
 use crate::proc::{read, stat};
 use crate::stub::agent::Agent;
 use crate::sys::process::{self, Compare};
-use crate::tracee::{Running, Stop, Stopped};
+use crate::tracee::{Running, Stop, Stopped, pause};
 use crate::waits::Moments;
 use crate::waits::before::{Before, Clocks};
 use std::collections::BTreeMap;
@@ -135,7 +135,7 @@ fn attach_threads(
         if tree.tasks.contains_key(&tid) || moving.contains_key(&tid) {
             continue;
         }
-        let before = Before::look(tid, &mut tree.clocks);
+        let before = Before::look(pid, tid, &mut tree.clocks);
         match Running::seize(tid, OPTIONS) {
             Ok(running) => {
                 tree.seen.extend(before.map(|before| (tid, before)));
@@ -247,10 +247,8 @@ fn settle(
         if !progress {
             if now - begin > VFORK_SUSPICION {
                 free_borrowers(tree, moving)?;
-                std::thread::sleep(Duration::from_micros(50));
-            } else {
-                std::thread::yield_now();
             }
+            pause(now - begin);
         }
     }
     Ok(())

@@ -3,8 +3,12 @@
 //! Neither can be copied; each request that changes the state consumes the one and gives the other. The death of a
 //! tracee is a value ([`Stop::Ended`]), not an error. Everything here belongs to the thread that attached.
 
+pub mod gadgets;
+mod precision;
 pub mod restartable;
 pub mod sigframe;
+pub mod stack;
 pub mod state;
 
-pub use state::{Running, Stop, Stopped};
+pub use precision::PreciseSleeps;
+pub use state::{Running, Stop, Stopped, pause};

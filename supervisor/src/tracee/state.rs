@@ -32,8 +32,21 @@ pub enum Stop {
     Ended(i32),
 }
 
-/// How long a wait spins before it sleeps between looks.
-const SPIN: Duration = Duration::from_micros(300);
+/// How long a wait looks again and again before it sleeps between looks, and how long it then sleeps. Giving the
+/// processor away by a yield instead would mean to wait for a whole turn of whoever else wants it.
+const SPIN: Duration = Duration::from_micros(30);
+const SLEEP: Duration = Duration::from_micros(20);
+/// After this time a task that does not stop is suspected to have ended.
+const SUSPICION: Duration = Duration::from_millis(1);
+
+/// A pause between two looks at a task that is expected to stop, `waited` after the first.
+pub fn pause(waited: Duration) {
+    if waited < SPIN {
+        std::hint::spin_loop();
+    } else {
+        std::thread::sleep(SLEEP);
+    }
+}
 
 impl Running {
     /// Begins to trace a task, with `PTRACE_O_…` options.
@@ -96,13 +109,10 @@ impl Running {
                 return Err(Error::new(code::FREEZE_TIMEOUT, "the task did not stop in time")
                     .about(Subject { task: u32::try_from(running.tid).ok(), ..Subject::default() }));
             }
-            if now - begin < SPIN {
-                std::thread::yield_now();
-            } else if running.has_ended() {
+            if now - begin > SUSPICION && running.has_ended() {
                 return Ok(Stop::Ended(0));
-            } else {
-                std::thread::sleep(Duration::from_micros(50));
             }
+            pause(now - begin);
         }
     }
 

@@ -3,12 +3,13 @@
 //! `/proc/<pid>/task/<tid>/sched` tells when the task last went to sleep, by the clock of its processor's run queue.
 //! That clock runs like `CLOCK_MONOTONIC` but for the time that a hypervisor took away, so the two are compared now.
 
+use super::call::{self, Call};
 use super::now;
 use crate::proc::{read, stat};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 use std::collections::HashMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// What was seen before a task was stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,6 +17,8 @@ pub struct Before {
     number: u64,
     since: i64,
     sleeps: u64,
+    /// When the wait is over, if it has a limit.
+    deadline: Option<i64>,
 }
 
 /// The differences between `CLOCK_MONOTONIC` and the clocks of processors.
@@ -24,19 +27,37 @@ pub struct Clocks {
     differences: HashMap<i32, Option<i64>>,
 }
 
+/// A wait that is over so soon is let end: later nobody could tell it from the next one.
+const SOON: i64 = 300_000;
+/// How long such a wait is given, and between looks.
+const GIVEN: Duration = Duration::from_millis(3);
+const PAUSE: Duration = Duration::from_micros(50);
+
 impl Before {
-    /// Looks at a task. Nothing if it runs, or is in no call whose time is limited, or the kernel does not tell.
+    /// Looks at a task of process `pid`. Nothing if it runs, or is in no call whose time is limited, or the kernel does
+    /// not tell.
     #[must_use]
-    pub fn look(tid: i32, clocks: &mut Clocks) -> Option<Self> {
-        let text = read::file(tid, "syscall").ok()?;
-        let number = std::str::from_utf8(&text).ok()?.split(' ').next()?.trim().parse::<u64>().ok()?;
-        if !super::call::may_have_limit(number) {
-            return None;
+    pub fn look(pid: i32, tid: i32, clocks: &mut Clocks) -> Option<Self> {
+        let begin = Instant::now();
+        loop {
+            let seen = Self::glance(pid, tid, clocks)?;
+            let soon = seen.deadline.is_some_and(|deadline| deadline - now() < SOON);
+            if !soon || begin.elapsed() > GIVEN {
+                return Some(seen);
+            }
+            std::thread::sleep(PAUSE);
         }
+    }
+
+    fn glance(pid: i32, tid: i32, clocks: &mut Clocks) -> Option<Self> {
+        let call = parse_call(&read::file(tid, "syscall").ok()?)?;
+        call::place(call.number)?;
         let (slept_at, sleeps) = parse(&read::file(tid, "sched").ok()?)?;
         let processor = stat::processor(&read::file(tid, "stat").ok()?)?;
-        let difference = clocks.difference(processor)?;
-        Some(Self { number, since: slept_at + difference, sleeps })
+        let since = slept_at + clocks.difference(processor)?;
+        let limit = call::limit(pid, tid, &call).and_then(|limit| i64::try_from(limit).ok());
+        let deadline = limit.map(|limit| since.saturating_add(limit));
+        Some(Self { number: call.number, since, sleeps, deadline })
     }
 
     /// Since when the task waits in this call, if it is still the one that was seen. To be asked when it has stopped.
@@ -72,6 +93,17 @@ fn compare(processor: i32) -> Option<i64> {
     Some(monotonic - at)
 }
 
+/// The call that a task is in: number and arguments, then stack and instruction pointer. Nothing if it runs.
+fn parse_call(text: &[u8]) -> Option<Call> {
+    let mut words = std::str::from_utf8(text).ok()?.split_ascii_whitespace();
+    let number = words.next()?.parse::<u64>().ok()?;
+    let mut arguments = [0; 6];
+    for argument in &mut arguments {
+        *argument = u64::from_str_radix(words.next()?.strip_prefix("0x")?, 16).ok()?;
+    }
+    Some(Call { number, arguments })
+}
+
 /// When the task was last put to sleep or on its processor, in nanoseconds, and how often it has gone to sleep.
 fn parse(text: &[u8]) -> Option<(i64, u64)> {
     let text = std::str::from_utf8(text).ok()?;
@@ -94,5 +126,14 @@ mod tests {
             nr_switches    :    7\nnr_voluntary_switches     :           5\n";
         assert_eq!(parse(text), Some((785_333_070_081, 5)));
         assert_eq!(parse(b"nothing"), None);
+    }
+
+    #[test]
+    fn the_kernel_tells_in_which_call_a_task_waits() {
+        let text = b"230 0x0 0x1 0x7ffd 0x0 0x0 0xffff 0x7ffd5c60 0x7f3a\n";
+        let call = Call { number: 230, arguments: [0, 1, 0x7ffd, 0, 0, 0xffff] };
+        assert_eq!(parse_call(text), Some(call));
+        assert_eq!(parse_call(b"running\n"), None);
+        assert_eq!(parse_call(b"-1 0x7ffd 0x0\n"), None);
     }
 }

@@ -32,15 +32,33 @@ pub enum Register {
     R8,
 }
 
+/// A call with its six arguments.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Call {
+    /// Its number.
+    pub number: u64,
+    /// Its arguments.
+    pub arguments: [u64; 6],
+}
+
+impl From<&Registers> for Call {
+    /// The call that a task with these registers was stopped in.
+    fn from(registers: &Registers) -> Self {
+        let Registers { rdi, rsi, rdx, r10, r8, r9, .. } = *registers;
+        Self { number: registers.orig_rax, arguments: [rdi, rsi, rdx, r10, r8, r9] }
+    }
+}
+
 impl Register {
-    /// Its value.
+    /// The value that a call has in it.
     #[must_use]
-    pub fn get(self, registers: &Registers) -> u64 {
+    pub fn get(self, call: &Call) -> u64 {
+        let [rdi, _, rdx, r10, r8, _] = call.arguments;
         match self {
-            Register::Rdi => registers.rdi,
-            Register::Rdx => registers.rdx,
-            Register::R10 => registers.r10,
-            Register::R8 => registers.r8,
+            Register::Rdi => rdi,
+            Register::Rdx => rdx,
+            Register::R10 => r10,
+            Register::R8 => r8,
         }
     }
 
@@ -71,34 +89,29 @@ pub fn place(number: u64) -> Option<Limit> {
     })
 }
 
-/// Whether it is worth looking at a task in this call before it is stopped.
+/// The time-out of a call that a task is in, in nanoseconds. None if it has none, or an absolute one.
 #[must_use]
-pub fn may_have_limit(number: u64) -> bool {
-    place(number).is_some()
-}
-
-/// The time-out of the call that a task was stopped in, in nanoseconds. None if it has none, or an absolute one.
-#[must_use]
-pub fn limit(pid: i32, tid: i32, registers: &Registers) -> Option<u64> {
+pub fn limit(pid: i32, tid: i32, call: &Call) -> Option<u64> {
     const ABSOLUTE: u64 = 1;
     const FUTEX_COMMAND: u64 = 0x7f;
-    let number = registers.orig_rax.cast_signed();
-    if number == libc::SYS_clock_nanosleep && registers.rsi & ABSOLUTE != 0 {
+    let number = call.number.cast_signed();
+    let [descriptor, flags, ..] = call.arguments;
+    if number == libc::SYS_clock_nanosleep && flags & ABSOLUTE != 0 {
         return None;
     }
-    if number == libc::SYS_futex && registers.rsi & FUTEX_COMMAND != 0 {
+    if number == libc::SYS_futex && flags & FUTEX_COMMAND != 0 {
         return None;
     }
-    match place(registers.orig_rax)? {
-        Limit::Time(register) => time(tid, register.get(registers)),
+    match place(call.number)? {
+        Limit::Time(register) => time(tid, register.get(call)),
         Limit::Milliseconds(register) => {
             // An int: the upper half of the register means nothing.
             #[expect(clippy::cast_possible_truncation, reason = "the kernel does the same")]
-            let milliseconds = register.get(registers) as u32;
+            let milliseconds = register.get(call) as u32;
             u64::try_from(milliseconds.cast_signed()).ok()?.checked_mul(1_000_000)
         }
-        Limit::Receive => socket_limit(pid, registers.rdi, true),
-        Limit::Send => socket_limit(pid, registers.rdi, false),
+        Limit::Receive => socket_limit(pid, descriptor, true),
+        Limit::Send => socket_limit(pid, descriptor, false),
     }
 }
 

@@ -7,7 +7,7 @@
 //!   `select`): made again, the call is right, see [`updated`].
 //! - The kernel keeps the deadline in a *restart block* (`nanosleep`, `poll`, relative `futex`;
 //!   `-ERESTART_RESTARTBLOCK`): the same task goes on rightly by itself. Nobody can read a restart block, so when it was
-//!   first seen, a [`note`] with the deadline is left below the red zone of the task's stack, where the next dump finds
+//!   first seen, a [`note`] with the call and its deadline is left below the red zone of the task's stack, where the next dump finds
 //!   it. A restored task makes the call with what is left and is interrupted in it, and so has a restart block again.
 //! - The kernel would end the call with `EINTR` (`epoll_wait`, `rt_sigtimedwait`, `recv` with `SO_RCVTIMEO`, …): it is
 //!   made again with a shorter time-out, see [`resume`].
@@ -77,14 +77,14 @@ pub fn observe(
         return Some((Wait { number: note.number, remaining, restart_block: true }, moments.stood_still));
     }
     let number = u32::try_from(registers.orig_rax).ok()?;
-    let limit = match call::limit(pid, tid, registers) {
+    let limit = match call::limit(pid, tid, &registers.into()) {
         Some(limit) => limit,
-        // The kernel keeps this one in a restart block although it has no deadline.
-        None if restart_block && registers.orig_rax == libc::SYS_poll.cast_unsigned() => Wait::ENDLESS,
+        // The kernel keeps even some of those in a restart block that have no limit, or an absolute one.
+        None if restart_block => Wait::UNCHANGED,
         None => return None,
     };
     let whole = Wait { number, remaining: limit, restart_block };
-    if whole.is_endless() {
+    if whole.is_unchanged() {
         return Some((whole, moments.stood_still));
     }
     // A wait that was not seen before may have begun as late as the task stood still: one that is too long can be

@@ -10,7 +10,7 @@ use vckpt_image_format::record::lightweight_process::Wait;
 pub struct Note {
     /// Number of the call.
     pub number: u32,
-    /// Its deadline by `CLOCK_MONOTONIC`, in nanoseconds; `i64::MAX` for none.
+    /// Its deadline by `CLOCK_MONOTONIC`, in nanoseconds; `i64::MAX` if the arguments say it all.
     pub deadline: i64,
 }
 
@@ -27,11 +27,11 @@ impl Note {
         Self { number: wait.number, deadline: super::now().saturating_add(remaining) }
     }
 
-    /// What is left of it at this moment, in nanoseconds, or [`Wait::ENDLESS`].
+    /// What is left of it at this moment, in nanoseconds, or [`Wait::UNCHANGED`].
     #[must_use]
     pub fn remaining(&self, moment: i64) -> u64 {
         if self.deadline == i64::MAX {
-            Wait::ENDLESS
+            Wait::UNCHANGED
         } else {
             u64::try_from(self.deadline - moment).unwrap_or(0)
         }

@@ -61,6 +61,12 @@ pub fn resume(
     }
 }
 
+/// Whether a wait goes on by frames on the stack.
+#[must_use]
+pub fn needs_frames(wait: &Wait) -> bool {
+    matches!(call::place(u64::from(wait.number)), Some(Limit::Receive | Limit::Send))
+}
+
 /// How a task goes on whose call has returned.
 #[must_use]
 pub fn with_result(registers: &Registers, result: u64) -> Resume {
@@ -82,7 +88,7 @@ pub fn anew(registers: &Registers, wait: Option<&Wait>, time_address: u64) -> (R
     }
     home.rip = home.rip.wrapping_sub(2);
     home.rax = wait.map_or(home.orig_rax, |wait| u64::from(wait.number));
-    let Some(wait) = wait.filter(|wait| !wait.is_endless()) else { return (home, Vec::new()) };
+    let Some(wait) = wait.filter(|wait| !wait.is_unchanged()) else { return (home, Vec::new()) };
     match call::place(u64::from(wait.number)) {
         Some(Limit::Milliseconds(register)) => {
             register.set(&mut home, wait.remaining.div_ceil(1_000_000));

@@ -1,9 +1,9 @@
 //! Observing threads.
 
 use crate::error::{Error, Problems, Result, code};
-use crate::frozen::{Frozen, FrozenThread};
+use crate::frozen::{Frozen, FrozenThread, run_in_all};
 use crate::records::Records;
-use crate::stub::batch::Batch;
+use crate::stub::batch::{Batch, Data, Outcome};
 use crate::sys::{process, ptrace};
 use vckpt_image_format::TaskId;
 use vckpt_image_format::record::lightweight_process::{LightweightProcess, Rseq};
@@ -17,9 +17,14 @@ const GET_TID_ADDRESS: i32 = 40;
 /// What the kernel would not tell.
 pub fn observe(frozen: &mut Frozen, records: &mut Records) -> Result<()> {
     let mut problems = Problems::new();
+    let question = Question::new();
     for process in frozen.living() {
         let (id, subject) = (process.id, process.subject());
-        for thread in &mut process.threads {
+        let answers = run_in_all(&mut process.threads, &question.batch);
+        let Some(answers) = problems.take(answers.map_err(|error| error.about(subject.clone()))) else {
+            continue;
+        };
+        for (thread, answer) in process.threads.iter().zip(answers) {
             if thread.agent.loses_its_call() {
                 records.degraded.push(format!(
                     "{subject}: thread {} is in a wait of unknown length that was interrupted before; restored, it \
@@ -27,7 +32,7 @@ pub fn observe(frozen: &mut Frozen, records: &mut Records) -> Result<()> {
                     thread.id
                 ));
             }
-            let record = thread_record(id, thread).map_err(|error| error.about(subject.clone()));
+            let record = question.record(id, thread, &answer).map_err(|error| error.about(subject.clone()));
             if let Some(record) = problems.take(record) {
                 records.push(record);
             }
@@ -36,31 +41,43 @@ pub fn observe(frozen: &mut Frozen, records: &mut Records) -> Result<()> {
     problems.finish()
 }
 
-fn thread_record(process_id: TaskId, thread: &mut FrozenThread) -> Result<LightweightProcess> {
-    let mut batch = Batch::new();
-    let address = batch.room(8);
-    let death_signal = batch.room(8);
-    batch.must("asking for the tid address", libc::SYS_prctl, [GET_TID_ADDRESS.into(), address.into()]);
-    batch.must(
-        "asking for the death signal",
-        libc::SYS_prctl,
-        [libc::PR_GET_PDEATHSIG.into(), death_signal.into()],
-    );
-    let outcome = thread.run(&batch)?;
-    let robust_list = process::robust_list(thread.tid)
-        .map_err(|errno| Error::system(code::PROC, "asking for the robust list", errno))?;
-    let (rseq_address, size, signature) = thread.agent.rseq();
-    Ok(LightweightProcess {
-        id: thread.id,
-        process: process_id,
-        name: thread.name.as_slice().into(),
-        registers: ptrace::to_words(thread.agent.registers()).to_vec(),
-        xstate: thread.agent.xstate().to_vec(),
-        robust_list,
-        clear_child_tid: outcome.word(address, 0),
-        rseq: (rseq_address != 0).then_some(Rseq { address: rseq_address, size, signature }),
-        parent_death_signal: outcome.half_word(death_signal, 0),
-        wait: thread.agent.wait(),
-        instructions: thread.agent.instructions(),
-    })
+/// What is asked of every thread.
+struct Question {
+    batch: Batch,
+    address: Data,
+    death_signal: Data,
+}
+
+impl Question {
+    fn new() -> Self {
+        let mut batch = Batch::new();
+        let address = batch.room(8);
+        let death_signal = batch.room(8);
+        batch.must("asking for the tid address", libc::SYS_prctl, [GET_TID_ADDRESS.into(), address.into()]);
+        batch.must(
+            "asking for the death signal",
+            libc::SYS_prctl,
+            [libc::PR_GET_PDEATHSIG.into(), death_signal.into()],
+        );
+        Self { batch, address, death_signal }
+    }
+
+    fn record(&self, process: TaskId, thread: &FrozenThread, answer: &Outcome) -> Result<LightweightProcess> {
+        let robust_list = process::robust_list(thread.tid)
+            .map_err(|errno| Error::system(code::PROC, "asking for the robust list", errno))?;
+        let (rseq_address, size, signature) = thread.agent.rseq();
+        Ok(LightweightProcess {
+            id: thread.id,
+            process,
+            name: thread.name.as_slice().into(),
+            registers: ptrace::to_words(thread.agent.registers()).to_vec(),
+            xstate: thread.agent.xstate().to_vec(),
+            robust_list,
+            clear_child_tid: answer.word(self.address, 0),
+            rseq: (rseq_address != 0).then_some(Rseq { address: rseq_address, size, signature }),
+            parent_death_signal: answer.half_word(self.death_signal, 0),
+            wait: thread.agent.wait(),
+            instructions: thread.agent.instructions(),
+        })
+    }
 }

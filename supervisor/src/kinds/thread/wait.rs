@@ -33,9 +33,10 @@ pub fn restart(
     registers.rax = u64::from(wait.number);
     registers.orig_rax = u64::MAX;
     match i64::from(wait.number) {
+        // The arguments are those of the program, and in its memory.
+        libc::SYS_poll | libc::SYS_futex if wait.is_unchanged() => {}
         libc::SYS_nanosleep => registers.rdi = scratch,
         libc::SYS_clock_nanosleep => registers.rdx = scratch,
-        libc::SYS_poll if wait.is_endless() => {}
         libc::SYS_poll => registers.rdx = wait.remaining.div_ceil(1_000_000),
         libc::SYS_futex => registers.r10 = scratch,
         _ => return Ok(None),

@@ -1,18 +1,18 @@
-//! Putting a stub into a thread.
+//! Putting stubs into threads, into many at the same time.
 
-use super::{Agent, Injected, PATIENCE, read_exact, write_exact};
-use crate::error::{Error, Result, code};
+use super::calls::{RemoteCall, run_to_calls};
+use super::{Agent, Injected, read_exact, write_exact};
+use crate::error::{Error, Problems, Result, code};
 use crate::stub::batch::Batch;
 use crate::stub::channel::Channel;
 use crate::stub::task_state::TaskState;
 use crate::sys::process;
 use crate::sys::ptrace::Registers;
-use crate::tracee::Stopped;
 use crate::tracee::sigframe::{self, Gadgets, RED_ZONE, WayHome};
+use crate::tracee::stack::Room;
 use crate::waits::resume;
 use std::fs::File;
 use std::os::fd::BorrowedFd;
-use std::time::Instant;
 use vckpt_parasite::protocol::{self, Boot, mode};
 
 /// What a process offers to the agents in its threads.
@@ -26,16 +26,21 @@ pub struct Host<'process> {
     pub gadgets: Gadgets,
 }
 
-/// What lies below the stack pointer of a thread.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Room {
-    /// The rest of a stack that is the thread's own: free.
-    OwnStack,
-    /// Writable memory, which may be somebody's.
-    Memory,
-    /// Nothing that can be written to.
-    None,
+/// A stub to be put into a thread.
+#[derive(Debug)]
+pub struct Injection<'process> {
+    /// The thread.
+    pub agent: &'process mut Agent,
+    /// Its process.
+    pub host: Host<'process>,
+    /// Where `protocol::AREA_LENGTH` bytes are free, or an area is already.
+    pub area: u64,
+    /// What lies below its stack pointer.
+    pub room: Room,
 }
+
+/// Frames that lie in the memory of a thread, and what was there before.
+type Laid = (WayHome, Vec<u8>);
 
 /// Bytes of a `struct timespec`.
 const TIME_LENGTH: u64 = 16;
@@ -45,91 +50,154 @@ const WRITABLE: i32 = libc::PROT_READ | libc::PROT_WRITE;
 const MAPPING: i32 =
     libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE | libc::MAP_NORESERVE;
 
-impl Agent {
-    /// Makes an area at an address where `protocol::AREA_LENGTH` bytes are free, by remote calls of this thread, and
-    /// puts the stub there.
-    ///
-    /// # Errors
-    /// [`code::INJECT`] if the target refuses a call; if the thread is gone.
-    pub fn inject(&mut self, host: Host<'_>, room: Room, area: u64) -> Result<()> {
-        let TaskState::Stopped(mut stopped) = self.state.take() else {
-            return Err(Error::new(code::INTERNAL, "a stub for a task that does not stand still"));
-        };
-        let length = protocol::AREA_LENGTH as u64;
-        let mut frames = None;
-        if room != Room::None {
-            let top = self.own.registers.rsp.wrapping_sub(RED_ZONE);
-            let way_home = self.way_home(top, host.gadgets, (area, length));
-            let mut overwritten = vec![0; way_home.bytes.len()];
-            read_exact(host.memory, way_home.address, &mut overwritten)?;
-            write_exact(host.memory, way_home.address, &way_home.bytes)?;
-            frames = Some((way_home, overwritten));
+/// Lets threads make their areas by calls of their own, and puts the stubs there.
+///
+/// # Errors
+/// [`code::INJECT`] if a target refuses a call; if a thread is gone. All threads at once.
+pub fn inject(mut injections: Vec<Injection<'_>>) -> Result<()> {
+    let mut problems = Problems::new();
+    let mut laid: Vec<Option<Laid>> = Vec::with_capacity(injections.len());
+    for injection in &injections {
+        laid.push(problems.take(injection.lay_frames()).flatten());
+    }
+    // What fails here has changed nothing yet but the bytes below some stacks, and these come back at once.
+    if !problems.is_empty() {
+        for (injection, laid) in injections.iter().zip(laid) {
+            problems.take(injection.take_frames_back(laid.as_ref()));
         }
-        let word = |number: i32| i64::from(number).cast_unsigned();
-        let mapping = [area, length, word(WRITABLE), word(MAPPING), u64::MAX, 0];
-        let protecting = [area, protocol::CODE_LENGTH as u64, word(EXECUTABLE), 0, 0, 0];
-        for (number, arguments, expected) in
-            [(libc::SYS_mmap, mapping, area), (libc::SYS_mprotect, protecting, 0)]
-        {
-            let stack = frames.as_ref().map(|(way_home, _)| way_home.address);
-            let result;
-            (stopped, result) = self.remote_call(stopped, host.gadgets, stack, number, arguments)?;
-            if result.cast_unsigned() != expected {
-                let overwritten = frames.as_ref().map(|(frames, bytes)| (frames.address, bytes.as_slice()));
-                self.put_back(stopped, overwritten, host.memory)?;
-                return Err(self.refused("making room for the stub", result));
-            }
-        }
-        if let Some((way_home, overwritten)) = &frames
-            && room != Room::OwnStack
-        {
+        return problems.finish();
+    }
+    make_areas(&mut injections, &mut laid)?;
+    for (injection, laid) in injections.iter_mut().zip(&mut laid) {
+        injection.agent.own_stack = injection.room == Room::OwnStack;
+        if !injection.agent.own_stack {
             // What lies there may be somebody's: it comes back at once, now that there is another place.
-            write_exact(host.memory, way_home.address, overwritten)?;
-            frames = None;
+            problems.take(injection.take_frames_back(laid.take().as_ref()));
         }
-        self.own_stack = room == Room::OwnStack;
-        self.start(stopped, host, area, true, frames)
+    }
+    problems.finish()?;
+    start(injections, laid, true)
+}
+
+/// Puts stubs into threads whose areas another thread has made.
+///
+/// # Errors
+/// As [`inject`].
+pub fn inject_into_areas(injections: Vec<Injection<'_>>) -> Result<()> {
+    let laid = injections.iter().map(|_| None).collect();
+    start(injections, laid, false)
+}
+
+/// The batch by which another thread of the process makes an area.
+#[must_use]
+pub fn area_batch(area: u64) -> Batch {
+    let mut batch = Batch::new();
+    let length = protocol::AREA_LENGTH.into();
+    let arguments = [area.into(), length, WRITABLE.into(), MAPPING.into(), (-1).into(), 0.into()];
+    batch.must("making room for a stub", libc::SYS_mmap, arguments);
+    let arguments = [area.into(), protocol::CODE_LENGTH.into(), EXECUTABLE.into()];
+    batch.must("protecting the code of a stub", libc::SYS_mprotect, arguments);
+    batch
+}
+
+fn make_areas(injections: &mut [Injection<'_>], laid: &mut [Option<Laid>]) -> Result<()> {
+    let word = |number: i32| i64::from(number).cast_unsigned();
+    let mapping = |area| [area, protocol::AREA_LENGTH as u64, word(WRITABLE), word(MAPPING), u64::MAX, 0];
+    let protecting = |area| [area, protocol::CODE_LENGTH as u64, word(EXECUTABLE), 0, 0, 0];
+    let steps: [(i64, &dyn Fn(u64) -> [u64; 6], bool); 2] =
+        [(libc::SYS_mmap, &mapping, true), (libc::SYS_mprotect, &protecting, false)];
+    for (number, arguments, gives_address) in steps {
+        let mut calls = Vec::with_capacity(injections.len());
+        for (injection, laid) in injections.iter_mut().zip(laid.iter()) {
+            let stack = laid.as_ref().map(|(frames, _)| frames.address);
+            let call = RemoteCall { number, arguments: arguments(injection.area), stack };
+            let registers = call.registers(&injection.agent.own.registers, injection.host.gadgets);
+            calls.push((&mut *injection.agent, registers));
+        }
+        let results = run_to_calls(&mut calls);
+        let mut problems = Problems::new();
+        for (injection, result) in injections.iter().zip(results) {
+            let expected = if gives_address { injection.area } else { 0 };
+            problems.take(result.and_then(|result| match result.cast_unsigned() == expected {
+                true => Ok(()),
+                false => Err(injection.agent.refused("making room for the stub", result)),
+            }));
+        }
+        if !problems.is_empty() {
+            put_all_back(injections, laid, number == libc::SYS_mprotect);
+            return problems.finish();
+        }
+    }
+    Ok(())
+}
+
+/// After a failure: every thread that still stands still gets its own state again.
+fn put_all_back(injections: &mut [Injection<'_>], laid: &[Option<Laid>], mapped: bool) {
+    for (injection, laid) in injections.iter_mut().zip(laid) {
+        let Injection { agent, host, area, .. } = injection;
+        let stack = laid.as_ref().map(|(frames, _)| frames.address);
+        if mapped {
+            let arguments = [*area, protocol::AREA_LENGTH as u64, 0, 0, 0, 0];
+            let call = RemoteCall { number: libc::SYS_munmap, arguments, stack };
+            let registers = call.registers(&agent.own.registers, host.gadgets);
+            // Best effort: the first failure is the one that is told.
+            drop(run_to_calls(&mut [(&mut **agent, registers)]));
+        }
+        let overwritten = laid.as_ref().map(|(frames, bytes)| (frames.address, bytes.as_slice()));
+        let _ = agent.put_back(overwritten, host.memory);
+    }
+}
+
+/// Starts the stubs in their areas, and takes their sockets.
+fn start(mut injections: Vec<Injection<'_>>, laid: Vec<Option<Laid>>, by_itself: bool) -> Result<()> {
+    let mut problems = Problems::new();
+    let mut ways = Vec::with_capacity(injections.len());
+    let mut calls = Vec::with_capacity(injections.len());
+    for (injection, laid) in injections.iter_mut().zip(laid) {
+        let prepared = injection.prepare_start(laid);
+        let Some((laid, registers)) = problems.take(prepared) else { continue };
+        ways.push((injection.host, injection.area, laid));
+        calls.push((&mut *injection.agent, registers));
+    }
+    let results = run_to_calls(&mut calls);
+    for (((agent, _), result), (host, area, laid)) in calls.into_iter().zip(results).zip(ways) {
+        problems.take(result.and_then(|result| agent.take_socket(host, area, laid, by_itself, result)));
+    }
+    problems.finish()
+}
+
+impl Injection<'_> {
+    /// Writes the frames of the way home below the red zone, if there is room.
+    fn lay_frames(&self) -> Result<Option<Laid>> {
+        if self.room == Room::None {
+            return Ok(None);
+        }
+        let top = self.agent.own.registers.rsp.wrapping_sub(RED_ZONE);
+        let unmapped = (self.area, protocol::AREA_LENGTH as u64);
+        let frames = self.agent.way_home(top, self.host.gadgets, unmapped);
+        let mut overwritten = vec![0; frames.bytes.len()];
+        read_exact(self.host.memory, frames.address, &mut overwritten)?;
+        write_exact(self.host.memory, frames.address, &frames.bytes)?;
+        Ok(Some((frames, overwritten)))
     }
 
-    /// The batch by which another thread of the process makes an area for this one.
-    #[must_use]
-    pub fn area_batch(area: u64) -> Batch {
-        let mut batch = Batch::new();
-        let length = protocol::AREA_LENGTH.into();
-        let arguments = [area.into(), length, WRITABLE.into(), MAPPING.into(), (-1).into(), 0.into()];
-        batch.must("making room for a stub", libc::SYS_mmap, arguments);
-        let arguments = [area.into(), protocol::CODE_LENGTH.into(), EXECUTABLE.into()];
-        batch.must("protecting the code of a stub", libc::SYS_mprotect, arguments);
-        batch
+    fn take_frames_back(&self, laid: Option<&Laid>) -> Result<()> {
+        laid.map_or(Ok(()), |(frames, overwritten)| {
+            write_exact(self.host.memory, frames.address, overwritten)
+        })
     }
 
-    /// Puts the stub into the thread, in an area that another one has made for it.
-    ///
-    /// # Errors
-    /// As [`Agent::inject`].
-    pub fn inject_into(&mut self, host: Host<'_>, area: u64) -> Result<()> {
-        let TaskState::Stopped(stopped) = self.state.take() else {
-            return Err(Error::new(code::INTERNAL, "a stub for a task that does not stand still"));
-        };
-        self.start(stopped, host, area, false, None)
-    }
-
-    /// Starts the stub in its area, and takes its socket.
-    fn start(
-        &mut self,
-        stopped: Stopped,
-        host: Host<'_>,
-        area: u64,
-        by_itself: bool,
-        frames: Option<(WayHome, Vec<u8>)>,
-    ) -> Result<()> {
-        self.gadgets = Some(host.gadgets);
-        let (way_home, overwritten) = match frames {
-            Some(frames) => frames,
+    /// Fills the area; gives the registers with which the stub starts there.
+    fn prepare_start(&mut self, laid: Option<Laid>) -> Result<(Laid, Registers)> {
+        let Self { agent, host, area, .. } = self;
+        let area = *area;
+        agent.gadgets = Some(host.gadgets);
+        let laid = match laid {
+            Some(laid) => laid,
             None => {
                 let top = area + protocol::AREA_LENGTH as u64;
                 // The frames have to stay, so the area is unmapped up to them.
-                let frames = self.way_home(top, host.gadgets, (area, protocol::FRAMES_OFFSET as u64));
+                let frames = agent.way_home(top, host.gadgets, (area, protocol::FRAMES_OFFSET as u64));
                 write_exact(host.memory, frames.address, &frames.bytes)?;
                 (frames, Vec::new())
             }
@@ -141,41 +209,51 @@ impl Agent {
             socket: -1,
             peer: -1,
             area,
-            home: if host.gadgets.signal_return == 0 { way_home.second } else { way_home.first },
+            home: if host.gadgets.signal_return == 0 { laid.0.second } else { laid.0.first },
             epitaph: 0,
             epitaph_detail: 0,
         };
         let boot_address = area + protocol::BOOT_OFFSET as u64;
         write_exact(host.memory, area, vckpt_parasite::STUB_IMAGE)?;
         write_exact(host.memory, boot_address, &boot.to_bytes())?;
-        let mut registers = self.own.registers;
+        let mut registers = agent.own.registers;
         registers.rip = area + vckpt_parasite::ENTRY_OFFSET as u64;
         registers.rsp = area + (protocol::STACK_OFFSET + protocol::STACK_LENGTH) as u64;
         registers.rdi = boot_address;
         registers.orig_rax = u64::MAX;
         registers.eflags &= !0x400;
-        stopped.set_signal_mask(u64::MAX)?;
-        stopped.set_registers(&registers)?;
-        let stopped = stopped.make_call(Instant::now() + PATIENCE)?;
-        let result = stopped.registers()?.rax.cast_signed();
+        Ok((laid, registers))
+    }
+}
+
+impl Agent {
+    /// Takes the socket of a stub that has just made its pair with this result, and lets it go on.
+    fn take_socket(
+        &mut self,
+        host: Host<'_>,
+        area: u64,
+        (way_home, overwritten): Laid,
+        by_itself: bool,
+        result: i64,
+    ) -> Result<()> {
+        let resume = |agent: &mut Self| agent.step(|_, stopped| Ok(TaskState::Running(stopped.resume(0)?)));
         if result != 0 {
             // The stub notices by itself and goes home, unmapping its area.
-            self.state = TaskState::Running(stopped.resume(0)?);
+            resume(self)?;
             return Err(self.refused("making the socket pair of the stub", result));
         }
         let mut bytes = [0; size_of::<Boot>()];
-        read_exact(host.memory, boot_address, &mut bytes)?;
+        read_exact(host.memory, area + protocol::BOOT_OFFSET as u64, &mut bytes)?;
         let boot =
             Boot::from_bytes(&bytes).ok_or_else(|| Error::new(code::INJECT, "the boot page is damaged"))?;
         let socket = process::pidfd_getfd(host.pidfd, boot.peer)
             .map_err(|errno| Error::system(code::INJECT, "fetching the socket of the stub", errno));
-        self.state = TaskState::Running(stopped.resume(0)?);
+        resume(self)?;
         self.injected = Some(Injected {
             channel: Channel::new(socket?),
             socket: boot.socket,
             area,
             by_itself,
-            call_and_return: host.gadgets.call_and_return,
             way_home,
             overwritten,
         });
@@ -192,41 +270,8 @@ impl Agent {
         frames
     }
 
-    /// Makes a remote call; on the stack lies the way home, if there is one.
-    pub(super) fn remote_call(
-        &self,
-        stopped: Stopped,
-        gadgets: Gadgets,
-        stack: Option<u64>,
-        number: i64,
-        arguments: [u64; 6],
-    ) -> Result<(Stopped, i64)> {
-        stopped.set_registers(&call_registers(&self.own.registers, gadgets, stack, number, arguments))?;
-        stopped.set_signal_mask(u64::MAX)?;
-        let stopped = stopped.make_call(Instant::now() + PATIENCE)?;
-        let result = stopped.registers()?.rax.cast_signed();
-        Ok((stopped, result))
-    }
-
     fn refused(&self, what: &str, result: i64) -> Box<Error> {
         let errno = i32::try_from(-result).unwrap_or(0);
         Error::system(code::INJECT, what, std::io::Error::from_raw_os_error(errno)).about(self.subject())
     }
-}
-
-/// The registers of a remote call, that goes home by itself when nobody stops it at its exit.
-fn call_registers(
-    home: &Registers,
-    gadgets: Gadgets,
-    stack: Option<u64>,
-    number: i64,
-    arguments: [u64; 6],
-) -> Registers {
-    let mut registers = *home;
-    [registers.rdi, registers.rsi, registers.rdx, registers.r10, registers.r8, registers.r9] = arguments;
-    registers.rax = number.cast_unsigned();
-    registers.orig_rax = u64::MAX;
-    registers.rip = gadgets.call_and_return;
-    registers.rsp = stack.unwrap_or(home.rsp);
-    registers
 }

@@ -9,11 +9,13 @@
 //! dies, they are what is left of it. If no thread of a process has a stack of its own, the few microseconds of the
 //! remote calls by which the first area is made and the last one goes are covered only where some room is.
 
+mod calls;
 mod inject;
 mod leave;
 mod own_state;
 
-pub use inject::{Host, Room};
+pub use inject::{Host, Injection, area_batch, inject, inject_into_areas};
+pub use leave::remove;
 
 use super::batch::{Batch, Outcome};
 use super::channel::Channel;
@@ -56,7 +58,6 @@ struct Injected {
     area: u64,
     /// Whether the thread has made its area by itself.
     by_itself: bool,
-    call_and_return: u64,
     way_home: WayHome,
     /// What was where the frames are; nothing if they are in the area.
     overwritten: Vec<u8>,

@@ -87,7 +87,7 @@ impl OwnState {
     pub(super) fn wait_that_is_left(&self) -> Option<Wait> {
         let wait = self.wait?;
         let remaining =
-            if wait.is_endless() { wait.remaining } else { wait.remaining.saturating_sub(self.passed()) };
+            if wait.is_unchanged() { wait.remaining } else { wait.remaining.saturating_sub(self.passed()) };
         Some(Wait { remaining, ..wait })
     }
 }

@@ -4,24 +4,24 @@
 //! `rt_sigreturn` (it never handles signals, and has no C library) can be dumped all the same; only the way home
 //! through its own code is then missing, see [`Gadgets::signal_return`].
 
+use super::sigframe::Gadgets;
 use crate::error::{Error, Result, code};
-use crate::frozen::FrozenProcess;
 use crate::proc::maps::MapLine;
-use crate::tracee::sigframe::Gadgets;
 use memchr::memmem;
 use std::collections::HashMap;
+use std::fs::File;
 use std::os::unix::fs::FileExt;
 
 /// Offsets within a mapping of a file: of `syscall; ret`, of a bare `syscall`, of `rt_sigreturn`.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Found {
+pub struct Found {
     call_and_return: Option<u64>,
     call: Option<u64>,
     signal_return: Option<u64>,
 }
 
 /// What was found in files that several processes map: by device, inode and offset.
-pub(super) type Cache = HashMap<(u64, u64, u64), Found>;
+pub type Cache = HashMap<(u64, u64, u64), Found>;
 
 const CHUNK: usize = 256 * 1024;
 /// Longer than any of the sequences, so that none is lost between chunks.
@@ -32,20 +32,20 @@ const CALL: &[u8] = &[0x0f, 0x05];
 const SIGNAL_RETURN: [&[u8]; 2] =
     [&[0x48, 0xc7, 0xc0, 0x0f, 0, 0, 0, 0x0f, 0x05], &[0xb8, 0x0f, 0, 0, 0, 0x0f, 0x05]];
 
-/// Finds the instructions in a process.
+/// Finds the instructions in a process with these mappings and this memory.
 ///
 /// # Errors
 /// [`code::INJECT`] if it has not even a `syscall`.
-pub(super) fn find(process: &FrozenProcess, cache: &mut Cache) -> Result<Gadgets> {
+pub fn find(maps: &[MapLine], memory: &File, cache: &mut Cache) -> Result<Gadgets> {
     let mut executable: Vec<&MapLine> =
-        process.maps.iter().filter(|map| map.protection & 5 == 5 && map.name != b"[vsyscall]").collect();
+        maps.iter().filter(|map| map.protection & 5 == 5 && map.name != b"[vsyscall]").collect();
     executable.sort_by_key(|map| rank(map));
     let mut total = Found::default();
     for map in executable {
         let key = (map.device, map.inode, map.offset);
         let found = match cache.get(&key) {
             Some(found) if map.inode != 0 => *found,
-            _ => search(process, map),
+            _ => search(memory, map),
         };
         if map.inode != 0 {
             cache.insert(key, found);
@@ -58,10 +58,10 @@ pub(super) fn find(process: &FrozenProcess, cache: &mut Cache) -> Result<Gadgets
             break;
         }
     }
-    let call = total.call_and_return.or(total.call).ok_or_else(|| {
-        Error::new(code::INJECT, "the program has no system call instruction anywhere")
-            .about(process.subject())
-    })?;
+    let call = total
+        .call_and_return
+        .or(total.call)
+        .ok_or_else(|| Error::new(code::INJECT, "the program has no system call instruction anywhere"))?;
     let signal_return = total.call_and_return.and(total.signal_return);
     Ok(Gadgets { call_and_return: call, signal_return: signal_return.unwrap_or(0) })
 }
@@ -76,14 +76,14 @@ fn rank(map: &MapLine) -> u8 {
     }
 }
 
-fn search(process: &FrozenProcess, map: &MapLine) -> Found {
+fn search(memory: &File, map: &MapLine) -> Found {
     let mut found = Found::default();
     let mut buffer = vec![0; CHUNK + OVERLAP];
     let mut offset = 0;
     while map.start + offset < map.end {
         let length = usize::try_from(map.end - map.start - offset).unwrap_or(usize::MAX).min(buffer.len());
         let Some(bytes) = buffer.get_mut(..length) else { break };
-        if process.memory.read_exact_at(bytes, map.start + offset).is_err() {
+        if memory.read_exact_at(bytes, map.start + offset).is_err() {
             break;
         }
         let position = |needle: &[u8]| memmem::find(bytes, needle).map(|index| offset + index as u64);
