@@ -155,7 +155,9 @@ fn or_the_end(error: Box<Error>, members: &[i32]) -> Box<Error> {
     let by_the_end = [Class::Internal, Class::Host, Class::Timeout, Class::TargetLost];
     let has_ended = |pid: i32| {
         let stat = crate::proc::read::file(pid, "stat").ok();
-        stat.as_deref().and_then(stat::parse).is_none_or(|stat| matches!(stat.state, b'Z' | b'X'))
+        stat.as_deref()
+            .and_then(stat::parse)
+            .is_none_or(|stat| matches!(stat.state, b'Z' | b'X') || stat.flags & stat::FLAG_EXITING != 0)
     };
     let Some(&pid) = members.iter().find(|&&pid| has_ended(pid)) else { return error };
     if !by_the_end.contains(&error.code.class) {

@@ -43,6 +43,8 @@ pub struct Stat {
 
 /// `PF_KTHREAD`: a thread of the kernel.
 pub const FLAG_KERNEL_THREAD: u32 = 0x0020_0000;
+/// `PF_EXITING`: it is on its way to its end, and may have given up its memory.
+pub const FLAG_EXITING: u32 = 0x4;
 
 /// Parses the line; none if it is not as expected.
 #[must_use]

@@ -102,29 +102,31 @@ pub fn area_batch(area: u64) -> Batch {
 
 fn make_areas(injections: &mut [Injection<'_>], laid: &mut [Option<Laid>]) -> Result<()> {
     let word = |number: i32| i64::from(number).cast_unsigned();
-    let mapping = |area| [area, protocol::AREA_LENGTH as u64, word(WRITABLE), word(MAPPING), u64::MAX, 0];
-    let protecting = |area| [area, protocol::CODE_LENGTH as u64, word(EXECUTABLE), 0, 0, 0];
-    let steps: [(i64, &dyn Fn(u64) -> [u64; 6], bool); 2] =
-        [(libc::SYS_mmap, &mapping, true), (libc::SYS_mprotect, &protecting, false)];
-    for (number, arguments, gives_address) in steps {
+    let mapping = [protocol::AREA_LENGTH as u64, word(WRITABLE), word(MAPPING), u64::MAX];
+    let protecting = [protocol::CODE_LENGTH as u64, word(EXECUTABLE), 0, 0];
+    for (number, [length, protection, flags, descriptor]) in
+        [(libc::SYS_mmap, mapping), (libc::SYS_mprotect, protecting)]
+    {
+        let maps = number == libc::SYS_mmap;
         let mut calls = Vec::with_capacity(injections.len());
         for (injection, laid) in injections.iter_mut().zip(laid.iter()) {
             let stack = laid.as_ref().map(|(frames, _)| frames.address);
-            let call = RemoteCall { number, arguments: arguments(injection.area), stack };
+            let arguments = [injection.area, length, protection, flags, descriptor, 0];
+            let call = RemoteCall { number, arguments, stack };
             let registers = call.registers(&injection.agent.own.registers, injection.host.gadgets);
             calls.push((&mut *injection.agent, registers));
         }
         let results = run_to_calls(&mut calls);
         let mut problems = Problems::new();
         for (injection, result) in injections.iter().zip(results) {
-            let expected = if gives_address { injection.area } else { 0 };
+            let expected = if maps { injection.area } else { 0 };
             problems.take(result.and_then(|result| match result.cast_unsigned() == expected {
                 true => Ok(()),
                 false => Err(injection.agent.refused("making room for the stub", result)),
             }));
         }
         if !problems.is_empty() {
-            put_all_back(injections, laid, number == libc::SYS_mprotect);
+            put_all_back(injections, laid, !maps);
             return problems.finish();
         }
     }
