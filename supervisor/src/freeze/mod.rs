@@ -4,6 +4,7 @@
 //! yet; [`inject`] puts the stubs in place. Whatever fails: dropping what there is lets every task go on.
 
 mod room;
+mod sharing;
 mod stop;
 mod survey;
 

@@ -1,11 +1,12 @@
 //! Taking stock of a tree: who is who, and what can't be dumped at all.
 
+use super::sharing;
 use super::stop::StoppedTree;
 use crate::error::{Error, Problems, Result, Subject, code};
 use crate::frozen::{Frozen, FrozenProcess, FrozenThread};
 use crate::proc::{identity, maps, read, stat};
 use crate::stub::agent::Agent;
-use crate::sys::process::{self, Compare};
+use crate::sys::process;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::PathBuf;
@@ -75,9 +76,10 @@ pub(super) fn survey(root: i32, tree: StoppedTree) -> Result<Frozen> {
         let Some(mut process) = problems.take(process) else { continue };
         process.parent =
             parent.and_then(|parent| processes.iter().find(|process| process.pid == parent)).map(|p| p.id);
-        refuse(&process, &processes, &mut problems);
+        refuse(&process, &mut problems);
         processes.push(process);
     }
+    problems.take(sharing::refuse(&processes));
     problems.finish()?;
     let Some(first) = processes.first() else {
         return Err(Error::new(code::TARGET_DIED, "the process ended while it was being stopped"));
@@ -157,7 +159,7 @@ fn task_id(id: i32) -> TaskId {
 }
 
 /// What can't be dumped yet.
-fn refuse(process: &FrozenProcess, others: &[FrozenProcess], problems: &mut Problems) {
+fn refuse(process: &FrozenProcess, problems: &mut Problems) {
     if process.threads.is_empty() {
         return;
     }
@@ -167,30 +169,5 @@ fn refuse(process: &FrozenProcess, others: &[FrozenProcess], problems: &mut Prob
     }
     if process.identity.seccomp != 0 {
         problems.push(about(Error::new(code::TASK_STATE, "it runs under a seccomp filter")));
-    }
-    let kinds = [
-        (Compare::Memory, "memory"),
-        (Compare::Files, "descriptors"),
-        (Compare::FileSystem, "its current directory"),
-        (Compare::SignalHandlers, "signal handlers"),
-    ];
-    let parent = others.iter().find(|other| Some(other.id) == process.parent);
-    for (kind, word) in kinds {
-        if let Some(parent) = parent
-            && process::same(kind, process.pid, parent.pid, 0, 0) == Ok(true)
-        {
-            problems.push(about(
-                Error::new(code::SHARED_BETWEEN_PROCESSES, format!("it shares {word} with another process"))
-                    .because(format!("with {}", parent.subject())),
-            ));
-        }
-        for thread in process.threads.iter().skip(1) {
-            if process::same(kind, process.pid, thread.tid, 0, 0) == Ok(false) {
-                problems.push(about(Error::new(
-                    code::TASK_STATE,
-                    format!("its thread {} does not share {word} with the others", thread.id),
-                )));
-            }
-        }
     }
 }

@@ -62,6 +62,20 @@ pub fn same(kind: Compare, first: i32, second: i32, first_index: u64, second_ind
     Errno::result(result).map(|order| order == 0)
 }
 
+/// The order of what two tasks have, by the kernel's secret sorting: equal if they share it. Not for [`Compare::File`].
+///
+/// # Errors
+/// See kcmp(2).
+pub fn order(kind: Compare, first: i32, second: i32) -> Result<std::cmp::Ordering> {
+    // SAFETY: plain numbers; the kernel checks them.
+    let result = unsafe { libc::syscall(libc::SYS_kcmp, first, second, kind as i32, 0, 0) };
+    Ok(match Errno::result(result)? {
+        0 => std::cmp::Ordering::Equal,
+        1 => std::cmp::Ordering::Less,
+        _ => std::cmp::Ordering::Greater,
+    })
+}
+
 /// The head of a thread's robust list and its length; 0 if none.
 ///
 /// # Errors

@@ -69,11 +69,7 @@ mod tests {
             map(0x7fff_0000_0000, 0x7fff_0002_0000, 3, b"[stack]"),
         ];
         let below = |rsp: u64, fs_base: u64| {
-            super::below(
-                &maps,
-                &Registers { rsp, fs_base, ..crate::sys::ptrace::from_words(&[0; 27]) },
-                0x800,
-            )
+            below(&maps, &Registers { rsp, fs_base, ..crate::sys::ptrace::from_words(&[0; 27]) }, 0x800)
         };
         assert_eq!(below(0x7fff_0001_0000, 0), Room::OwnStack);
         assert_eq!(below(0x7fff_0000_0800, 0), Room::None, "too near to its end");
