@@ -1,17 +1,12 @@
-//! A puppet: an empty task that is being turned into a restored one.
-//!
-//! The first one is started from a tiny executable; it makes the others on command. A puppet ends itself when this
-//! program goes away, and is killed when it is dropped before its [release](Puppet::release).
+//! Making puppets: the first from a tiny executable, its children and second threads by itself.
 
-mod stopping;
-
-use super::batch::{Batch, Outcome};
-use super::channel::Channel;
-use super::offspring::{self, Offspring};
-use super::task_state::TaskState;
+use super::Puppet;
 use crate::error::{Error, Result, Subject, code};
+use crate::stub::batch::Batch;
+use crate::stub::channel::Channel;
+use crate::stub::offspring::{self, Offspring};
+use crate::stub::task_state::TaskState;
 use crate::sys::process::{self, CloneArguments, Start};
-use crate::tracee::{Running, Stop, Stopped};
 use nix::errno::Errno;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
@@ -19,30 +14,11 @@ use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::FileExt;
-use std::time::{Duration, Instant};
 use vckpt_image_format::TaskId;
 use vckpt_parasite::protocol::{self, Boot, mode, operation};
 
-const PATIENCE: Duration = Duration::from_secs(10);
-
-/// A puppet: a process, or a second thread of one.
-#[derive(Debug)]
-pub struct Puppet {
-    /// Its thread ID, as this program sees it.
-    pub tid: i32,
-    /// The ID that the application knows.
-    pub id: TaskId,
-    /// Address of its area.
-    pub area: u64,
-    /// Number of its socket in its own table.
-    pub socket: i32,
-    /// The last task that it made, as this program sees it; at first itself.
-    newest: i32,
-    state: TaskState,
-    channel: Option<Channel>,
-    /// Whether it is still ours to end.
-    ours: bool,
-}
+/// `CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM`.
+const THREAD_FLAGS: u64 = 0x100 | 0x200 | 0x400 | 0x800 | 0x1_0000 | 0x4_0000;
 
 /// Where a puppet is made.
 #[derive(Debug, Clone, Copy)]
@@ -79,12 +55,6 @@ impl Puppet {
         puppet.close_inherited()?;
         puppet.leave_program()?;
         Ok(puppet)
-    }
-
-    fn trace(&mut self) -> Result<()> {
-        let options = libc::PTRACE_O_TRACESYSGOOD | libc::PTRACE_O_EXITKILL;
-        self.state = TaskState::Running(Running::seize(self.tid, options)?);
-        Ok(())
     }
 
     /// Closes every descriptor but its own socket.
@@ -131,69 +101,6 @@ impl Puppet {
             batch.must("moving a copy of the stub", libc::SYS_mremap, arguments);
         }
         self.run(&batch).map(drop)
-    }
-
-    /// Its memory.
-    ///
-    /// # Errors
-    /// As [`read::file`](crate::proc::read::file).
-    pub fn memory(&self) -> Result<File> {
-        let path = crate::proc::read::path(self.tid, "mem");
-        let file = File::options().read(true).write(true).open(path);
-        file.map_err(|error| crate::proc::read::failure(self.tid, "mem", &error))
-    }
-
-    /// An address in its area that nothing else uses: room of `protocol::FRAMES_LENGTH` bytes.
-    #[must_use]
-    pub fn scratch(&self) -> u64 {
-        self.area + protocol::FRAMES_OFFSET as u64
-    }
-
-    /// For error messages.
-    #[must_use]
-    pub fn subject(&self) -> Subject {
-        Subject { task: Some(self.id.0), ..Subject::default() }
-    }
-
-    fn channel(&self) -> Result<&Channel> {
-        self.channel.as_ref().ok_or_else(|| {
-            Error::new(code::INTERNAL, "a batch for a puppet that does not listen any more")
-                .about(self.subject())
-        })
-    }
-
-    /// Runs a batch and checks that what must not fail did not.
-    ///
-    /// # Errors
-    /// [`code::STUB_SILENT`], [`code::TARGET_DIED`], [`code::REMOTE_CALL`].
-    pub fn run(&mut self, batch: &Batch) -> Result<Outcome> {
-        self.send(batch)?;
-        self.receive(batch)
-    }
-
-    /// Sends a batch without waiting for what comes of it.
-    ///
-    /// # Errors
-    /// [`code::STUB_SILENT`].
-    pub fn send(&mut self, batch: &Batch) -> Result<()> {
-        self.channel()?.send(batch).map_err(|error| error.about(self.subject()))
-    }
-
-    /// Waits for what comes of the batch that was sent.
-    ///
-    /// # Errors
-    /// As [`Puppet::run`].
-    pub fn receive(&mut self, batch: &Batch) -> Result<Outcome> {
-        let subject = self.subject();
-        let Some(channel) = &self.channel else {
-            return Err(
-                Error::new(code::INTERNAL, "an answer from a puppet that does not listen").about(subject)
-            );
-        };
-        let state = &mut self.state;
-        let outcome = channel.receive(batch, || state.look()).map_err(|error| error.about(subject))?;
-        outcome.check(batch, &self.subject())?;
-        Ok(outcome)
     }
 
     /// Makes a child process with this ID, which starts with a copy of everything that this puppet has but its
@@ -301,191 +208,7 @@ impl Puppet {
         self.newest = offspring::find(self.tid, sort, id, self.newest)?;
         Ok(self.newest)
     }
-
-    fn write_scratch(&self, bytes: &[u8]) -> Result<()> {
-        self.write(self.scratch(), bytes)
-    }
-
-    /// Writes to its memory.
-    ///
-    /// # Errors
-    /// [`code::MEMORY_ACCESS`].
-    pub fn write(&self, address: u64, bytes: &[u8]) -> Result<()> {
-        process::write_memory(self.tid, address, bytes).map_err(|errno| {
-            Error::system(code::MEMORY_ACCESS, "writing to a puppet", errno)
-                .about(self.subject().address(address))
-        })
-    }
-
-    /// Ends its conversation: it closes its socket and waits to be set up by ptrace.
-    ///
-    /// # Errors
-    /// [`code::STUB_SILENT`], [`code::TARGET_DIED`].
-    pub fn park(&mut self) -> Result<()> {
-        let mut batch = Batch::new();
-        batch.operation("parking", operation::PARK, []);
-        self.send(&batch)?;
-        self.channel()?.expect_end().map_err(|error| error.about(self.subject()))?;
-        self.channel = None;
-        Ok(())
-    }
-
-    /// Stops it, after it was parked.
-    ///
-    /// # Errors
-    /// [`code::TARGET_DIED`] or [`code::PTRACE`].
-    pub fn stop(&mut self) -> Result<&Stopped> {
-        if let TaskState::Running(running) = self.state.take() {
-            running.interrupt()?;
-            self.state = TaskState::Stopped(running.expect_interruption(Instant::now() + PATIENCE)?);
-        }
-        self.stopped()
-    }
-
-    /// Its stopped state.
-    ///
-    /// # Errors
-    /// [`code::INTERNAL`] if it runs.
-    pub fn stopped(&self) -> Result<&Stopped> {
-        match &self.state {
-            TaskState::Stopped(stopped) => Ok(stopped),
-            TaskState::Running(_) | TaskState::Gone => {
-                Err(Error::new(code::INTERNAL, "a puppet does not stand still").about(self.subject()))
-            }
-        }
-    }
-
-    /// Replaces its stopped state by what a move of it gives.
-    ///
-    /// # Errors
-    /// [`code::INTERNAL`] if it runs; what the move says.
-    pub fn step(&mut self, step: impl FnOnce(Stopped) -> Result<Stopped>) -> Result<()> {
-        match self.state.take() {
-            TaskState::Stopped(stopped) => {
-                self.state = TaskState::Stopped(step(stopped)?);
-                Ok(())
-            }
-            other @ (TaskState::Running(_) | TaskState::Gone) => {
-                self.state = other;
-                Err(Error::new(code::INTERNAL, "a puppet does not stand still").about(self.subject()))
-            }
-        }
-    }
-
-    /// Lets it run as what it has become.
-    ///
-    /// # Errors
-    /// [`code::TARGET_DIED`] or [`code::PTRACE`].
-    pub fn release(&mut self) -> Result<()> {
-        match self.state.take() {
-            TaskState::Stopped(stopped) => {
-                self.ours = false;
-                stopped.detach(0)
-            }
-            other @ (TaskState::Running(_) | TaskState::Gone) => {
-                self.state = other;
-                Err(Error::new(code::INTERNAL, "a puppet does not stand still").about(self.subject()))
-            }
-        }
-    }
-
-    /// Makes it end itself with this wait status; its parent will find a zombie.
-    ///
-    /// # Errors
-    /// [`code::STUB_SILENT`].
-    pub fn end(&mut self, status: u32) -> Result<()> {
-        let signal = status & 0x7f;
-        let mut batch = Batch::new();
-        if signal == 0 {
-            batch.call("ending", libc::SYS_exit_group, [(status >> 8).into()]);
-        } else {
-            let none = batch.words(&[0]);
-            let default = batch.words(&[0, 0, 0, 0]);
-            // No core file: the one of the original's death is enough.
-            let zero = batch.words(&[0, 0]);
-            batch.call(
-                "limiting",
-                libc::SYS_prlimit64,
-                [0.into(), libc::RLIMIT_CORE.into(), zero.into(), 0.into()],
-            );
-            batch.call(
-                "handling",
-                libc::SYS_rt_sigaction,
-                [signal.into(), default.into(), 0.into(), 8.into()],
-            );
-            let own = batch.call("asking", libc::SYS_gettid, []);
-            batch.call("signalling", libc::SYS_tkill, [own.into(), signal.into()]);
-            batch.call(
-                "unblocking",
-                libc::SYS_rt_sigprocmask,
-                [libc::SIG_SETMASK.into(), none.into(), 0.into(), 8.into()],
-            );
-            batch.call("ending", libc::SYS_exit_group, [0.into()]);
-        }
-        self.send(&batch)?;
-        self.channel = None;
-        if let TaskState::Running(running) = self.state.take() {
-            wait_for_end(running)?;
-        }
-        self.ours = false;
-        Ok(())
-    }
-
-    /// Makes it the init of its PID namespace, which lives as long as the process `root` and its orphans.
-    ///
-    /// # Errors
-    /// [`code::STUB_SILENT`].
-    pub fn become_init(&mut self, root: TaskId) -> Result<()> {
-        let mut batch = Batch::new();
-        batch.operation("becoming init", operation::INIT, [root.0.into()]);
-        self.run(&batch)?;
-        self.channel = None;
-        self.stop()?;
-        self.release()
-    }
 }
-
-fn wait_for_end(running: Running) -> Result<()> {
-    let mut running = running;
-    loop {
-        running = match running.wait(Instant::now() + PATIENCE)? {
-            Stop::Ended(_) => return Ok(()),
-            Stop::Signal(stopped, signal) => stopped.resume(signal)?,
-            Stop::Interrupted(stopped, _) | Stop::Event(stopped, _) | Stop::Call(stopped) => {
-                stopped.resume(0)?
-            }
-        };
-    }
-}
-
-impl Drop for Puppet {
-    /// Ends a puppet that was not released.
-    fn drop(&mut self) {
-        let _ = self.kill();
-    }
-}
-
-impl Puppet {
-    /// Ends a puppet that was not released; its end is still to be waited for.
-    pub fn kill(&mut self) -> Option<Running> {
-        if !std::mem::replace(&mut self.ours, false) {
-            return None;
-        }
-        let dying = match self.state.take() {
-            TaskState::Stopped(stopped) => stopped.killed(),
-            TaskState::Running(running) => running,
-            // A step of it failed and nobody holds it any more.
-            TaskState::Gone => Running::attached(self.tid),
-        };
-        // A thread takes its whole process along, which is meant.
-        let _ =
-            nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.tid), nix::sys::signal::Signal::SIGKILL);
-        Some(dying)
-    }
-}
-
-/// `CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM`.
-const THREAD_FLAGS: u64 = 0x100 | 0x200 | 0x400 | 0x800 | 0x1_0000 | 0x4_0000;
 
 fn boot(area: u64, socket: i32) -> Boot {
     Boot {
