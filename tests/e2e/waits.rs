@@ -97,7 +97,8 @@ fn poll(time: Duration) -> i64 {
 
 fn ppoll(time: Duration) -> i64 {
     let mut watched = libc::pollfd { fd: EMPTY.with(|ends| ends[0]), events: libc::POLLIN, revents: 0 };
-    let (time, mask) = (timespec(time), signal_set(&[libc::SIGUSR2]));
+    // The mask that the thread has anyway: the facts are collected now in the call and now between two calls.
+    let (time, mask) = (timespec(time), signal_set(&[libc::SIGUSR1]));
     // SAFETY: one valid pollfd, time and mask.
     i64::from(unsafe { libc::ppoll(&raw mut watched, 1, &raw const time, &raw const mask) })
 }
@@ -188,7 +189,7 @@ fn watch(number: usize, outages: &PathBuf) {
             complain(format!("result {result}, {}", std::io::Error::from_raw_os_error(errno)));
         }
         if took + Duration::from_millis(1) < wanted {
-            complain(format!("took only {took:?}"));
+            complain(format!("took only {took:?}, of which {:?} away", away(outages, from, to)));
         }
         if took > wanted + LATE {
             let away = away(outages, from, to);
