@@ -5,8 +5,8 @@ use crate::proc::{read, stat};
 use crate::stub::agent::Agent;
 use crate::sys::process::{self, Compare};
 use crate::tracee::{Running, Stop, Stopped, pause};
-use crate::waits::Moments;
 use crate::waits::before::{Before, Clocks};
+use crate::waits::{Moments, Seen};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -25,6 +25,17 @@ pub(super) struct StoppedTask {
     pub before: Option<Before>,
 }
 
+impl StoppedTask {
+    /// Takes down its state.
+    ///
+    /// # Errors
+    /// As [`Agent::prepare`].
+    pub(super) fn prepare(self, clocks: &mut Clocks) -> Result<Agent> {
+        let seen = Seen { before: self.before, clocks };
+        Agent::prepare(self.stopped, self.pid, self.moments, seen)
+    }
+}
+
 /// A tree that stands still.
 #[derive(Debug, Default)]
 pub(super) struct StoppedTree {
@@ -38,7 +49,8 @@ pub(super) struct StoppedTree {
     seen: BTreeMap<i32, Before>,
     /// When tasks were asked to stop: from then on none waits any more.
     asked: BTreeMap<i32, i64>,
-    clocks: Clocks,
+    /// The clocks by which that is understood.
+    pub clocks: Clocks,
 }
 
 const OPTIONS: i32 = libc::PTRACE_O_TRACESYSGOOD
@@ -81,9 +93,9 @@ fn let_go(mut tree: StoppedTree, mut moving: BTreeMap<i32, (i32, Running)>) {
         let before = tree.seen.remove(&tid);
         tree.tasks.insert(tid, StoppedTask { pid, stopped, stop_signal: None, moments, before });
     }
-    for task in tree.tasks.into_values() {
+    for task in std::mem::take(&mut tree.tasks).into_values() {
         // An agent that is dropped lets its thread go on with the rest of its wait.
-        drop(Agent::prepare(task.stopped, task.pid, task.moments, task.before.as_ref()));
+        drop(task.prepare(&mut tree.clocks));
     }
 }
 
@@ -135,9 +147,9 @@ fn attach_threads(
         if tree.tasks.contains_key(&tid) || moving.contains_key(&tid) {
             continue;
         }
-        let before = Before::look(pid, tid, &mut tree.clocks);
         match Running::seize(tid, OPTIONS) {
             Ok(running) => {
+                let before = Before::look(tid, &mut tree.clocks);
                 tree.seen.extend(before.map(|before| (tid, before)));
                 tree.asked.insert(tid, crate::waits::now());
                 // Ended between the two: the wait will tell.

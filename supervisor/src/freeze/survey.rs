@@ -50,17 +50,16 @@ pub fn preflight(pid: i32) -> Result<()> {
 /// Everything that can't be dumped, all at once.
 pub(super) fn survey(root: i32, tree: StoppedTree) -> Result<Frozen> {
     let mut problems = Problems::new();
-    let StoppedTree { tasks, zombies, parents, .. } = tree;
+    let StoppedTree { tasks, zombies, parents, mut clocks, .. } = tree;
     let mut groups: BTreeMap<i32, Vec<Agent>> = BTreeMap::new();
     let mut stop_signals: BTreeMap<i32, i32> = BTreeMap::new();
     for (_, task) in tasks {
+        let pid = task.pid;
         if let Some(signal) = task.stop_signal {
-            stop_signals.insert(task.pid, signal);
+            stop_signals.insert(pid, signal);
         }
-        if let Some(agent) =
-            problems.take(Agent::prepare(task.stopped, task.pid, task.moments, task.before.as_ref()))
-        {
-            groups.entry(task.pid).or_default().push(agent);
+        if let Some(agent) = problems.take(task.prepare(&mut clocks)) {
+            groups.entry(pid).or_default().push(agent);
         }
     }
     let mut processes: Vec<FrozenProcess> = Vec::new();

@@ -22,7 +22,7 @@ pub mod resume;
 pub mod updated;
 
 use crate::sys::ptrace::Registers;
-use before::Before;
+use before::{Before, Clocks};
 use nix::time::{ClockId, clock_gettime};
 use vckpt_image_format::record::lightweight_process::Wait;
 
@@ -55,6 +55,21 @@ impl Moments {
     }
 }
 
+/// What was seen of a task before it was stopped, if anything, and the clocks by which that is understood.
+#[derive(Debug)]
+pub struct Seen<'clocks> {
+    /// What was seen.
+    pub before: Option<Before>,
+    /// The clocks.
+    pub clocks: &'clocks mut Clocks,
+}
+
+impl Seen<'_> {
+    fn waiting_since(self, tid: i32, call: (u64, u64), moments: Moments) -> Option<i64> {
+        self.before.and_then(|before| before.waiting_since(tid, call, moments, self.clocks))
+    }
+}
+
 /// The wait in which a task (process and thread ID) was stopped, if it has a limit of time that would be lost, and the
 /// moment at which that much was left of it.
 ///
@@ -65,7 +80,7 @@ pub fn observe(
     registers: &Registers,
     interrupted: bool,
     moments: Moments,
-    before: Option<&Before>,
+    seen: Seen<'_>,
 ) -> Option<(Wait, i64)> {
     let restart_block = registers.rax.cast_signed() == RESTART_BLOCK;
     if !restart_block && !interrupted {
@@ -89,11 +104,9 @@ pub fn observe(
     }
     // A wait that was not seen before may have begun as late as the task stood still: one that is too long can be
     // told from a busy machine by nobody, one that is too short by everybody.
-    let since = before.and_then(|before| before.waiting_since(tid, registers.orig_rax));
-    let waited = since.and_then(|since| u64::try_from(moments.asked - since).ok());
-    // What was seen before may be the same call made once earlier: then its time was up when the task stood still.
-    match waited.filter(|&waited| waited < limit) {
-        Some(waited) => Some((Wait { remaining: limit - waited, ..whole }, moments.asked)),
+    let since = seen.waiting_since(tid, (registers.orig_rax, limit), moments);
+    match since.and_then(|since| u64::try_from(moments.asked - since).ok()) {
+        Some(waited) => Some((Wait { remaining: limit.saturating_sub(waited), ..whole }, moments.asked)),
         None => Some((whole, moments.stood_still)),
     }
 }

@@ -24,8 +24,7 @@ use crate::error::{Error, Result, Subject, code};
 use crate::sys::ptrace::Registers;
 use crate::tracee::Stopped;
 use crate::tracee::sigframe::{Gadgets, WayHome};
-use crate::waits::Moments;
-use crate::waits::before::Before;
+use crate::waits::{Moments, Seen};
 use own_state::OwnState;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -69,11 +68,11 @@ impl Agent {
     ///
     /// # Errors
     /// If the thread is gone or can't be read.
-    pub fn prepare(stopped: Stopped, pid: i32, moments: Moments, before: Option<&Before>) -> Result<Self> {
+    pub fn prepare(stopped: Stopped, pid: i32, moments: Moments, seen: Seen<'_>) -> Result<Self> {
         Ok(Self {
             pid,
             tid: stopped.tid(),
-            own: OwnState::take_down(&stopped, pid, moments, before)?,
+            own: OwnState::take_down(&stopped, pid, moments, seen)?,
             gadgets: None,
             own_stack: false,
             state: TaskState::Stopped(stopped),

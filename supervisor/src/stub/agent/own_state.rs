@@ -4,8 +4,7 @@ use crate::error::Result;
 use crate::sys::process;
 use crate::sys::ptrace::Registers;
 use crate::tracee::{Stopped, restartable};
-use crate::waits::before::Before;
-use crate::waits::{self, Moments, RESTART_BLOCK, RESTART_NO_HANDLER};
+use crate::waits::{self, Moments, RESTART_BLOCK, RESTART_NO_HANDLER, Seen};
 use vckpt_image_format::record::lightweight_process::Wait;
 
 /// A thread's own state, taken down when it stood still.
@@ -33,12 +32,7 @@ impl OwnState {
     ///
     /// # Errors
     /// If the thread is gone or can't be read.
-    pub(super) fn take_down(
-        stopped: &Stopped,
-        pid: i32,
-        moments: Moments,
-        before: Option<&Before>,
-    ) -> Result<Self> {
+    pub(super) fn take_down(stopped: &Stopped, pid: i32, moments: Moments, seen: Seen<'_>) -> Result<Self> {
         let tid = stopped.tid();
         let mut registers = stopped.registers()?;
         let mut changed = interrupted_again(tid, &mut registers);
@@ -47,7 +41,7 @@ impl OwnState {
         let close = registers.orig_rax == libc::SYS_close.cast_unsigned();
         let interrupted = in_call && !close && registers.rax.cast_signed() == -i64::from(libc::EINTR);
         let observed =
-            if in_call { waits::observe((pid, tid), &registers, interrupted, moments, before) } else { None };
+            if in_call { waits::observe((pid, tid), &registers, interrupted, moments, seen) } else { None };
         if interrupted {
             // Made again unless a handler runs, which is what the program would have seen without us.
             registers.rax = RESTART_NO_HANDLER.cast_unsigned();
