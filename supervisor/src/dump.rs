@@ -10,7 +10,7 @@ use crate::proc::stat;
 use crate::progress::Progress;
 use crate::records::Records;
 use crate::store;
-use crate::tracee::PreciseSleeps;
+use crate::tracee::Haste;
 use std::fmt;
 use std::io::Write;
 use std::path::PathBuf;
@@ -94,7 +94,7 @@ pub struct Report {
 /// Whatever stood in the way; then the tree goes on as before, and there is no image.
 pub fn dump(request: Request, progress: &mut dyn FnMut(Progress)) -> Result<Report> {
     let begin = Instant::now();
-    let _precise = PreciseSleeps::begin();
+    let _haste = Haste::begin();
     freeze::preflight(request.pid)?;
     let (sink, file) = open(request.output, request.pid, request.force)?;
     progress(Progress { phase: "freeze", done: 0, total: 0 });

@@ -97,26 +97,32 @@ impl Clocks {
 
 /// Goes to a processor and reads its clock: that of the moment at which we came there.
 fn compare(processor: i32) -> Option<i64> {
-    const SLEEP: Duration = Duration::from_micros(20);
+    const WANTED: usize = 3;
+    const TRIES: usize = 16;
     let this = Pid::from_raw(0);
     let home = sched_getaffinity(this).ok()?;
     let mut there = CpuSet::new();
     there.set(usize::try_from(processor).ok()?).ok()?;
     let went = sched_setaffinity(this, &there);
-    // Who comes back from a sleep has the time of that very moment, unless a tick or a preemption comes in between:
-    // the middle one of three is good.
-    let mut differences: Vec<i64> = (0..3)
-        .filter_map(|_| {
-            std::thread::sleep(SLEEP);
-            let monotonic = now();
-            let scheduled = parse(&std::fs::read("/proc/thread-self/sched").ok()?)?;
-            Some(monotonic - scheduled.at)
-        })
-        .collect();
+    let mut differences: Vec<i64> = (0..TRIES).filter_map(|_| sample()).take(WANTED).collect();
     sched_setaffinity(this, &home).ok()?;
     went.ok()?;
+    // A tick may set the clock of one of them a little ahead: the middle one is good.
     differences.sort_unstable();
-    differences.get(1).copied()
+    differences.get(differences.len() / 2).copied()
+}
+
+/// `CLOCK_MONOTONIC` minus the clock of our processor. Who comes back from a sleep has the time of that very moment,
+/// unless somebody else gets the processor meanwhile: then it is nothing.
+fn sample() -> Option<i64> {
+    const SLEEP: Duration = Duration::from_micros(20);
+    /// How long sleeping and reading take at most if nobody comes in between, in nanoseconds.
+    const UNDISTURBED: i64 = 250_000;
+    let begin = now();
+    std::thread::sleep(SLEEP);
+    let back = now();
+    let scheduled = parse(&std::fs::read("/proc/thread-self/sched").ok()?)?;
+    (now() - begin < UNDISTURBED).then_some(back - scheduled.at)
 }
 
 /// The call that a task is in: number and arguments, then stack and instruction pointer. Nothing if it runs.
