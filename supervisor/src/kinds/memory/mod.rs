@@ -12,6 +12,7 @@
 pub mod attributes;
 pub mod build;
 pub mod fill;
+mod mapped_file;
 pub mod observe;
 pub mod pages;
 pub mod plan;
