@@ -40,13 +40,14 @@ pub fn early(plans: &BTreeMap<TaskId, MemoryPlan>) -> Vec<TaskId> {
 pub fn memories(image: &Image) -> Result<BTreeMap<TaskId, MemoryPlan>> {
     let processes = crate::image::all::<Process>(image)?;
     let maps = maps(image)?;
+    let mut all_runs = fill::runs(image)?;
     let mut plans = BTreeMap::new();
     for process in &processes {
         let Some(living) = &process.living else { continue };
         let Some((Some(layout), mappings)) = maps.get(&living.memory) else { continue };
         let parent = processes.iter().find(|other| Some(other.id) == process.parent);
         let parent_maps = parent.and_then(|parent| maps.get(&parent.living.as_ref()?.memory));
-        let runs = fill::runs(image, PageOwner::Memory(living.memory))?;
+        let runs = all_runs.remove(&PageOwner::Memory(living.memory)).unwrap_or_default();
         let inherits = runs.iter().any(|run| run.source == PageSource::Parent);
         let kept = match parent_maps {
             Some((_, parent_mappings)) if inherits => sharing::common_ranges(parent_mappings, mappings),

@@ -3,23 +3,19 @@
 use crate::error::{Error, Result, Subject, code};
 use crate::kinds::descriptor::all;
 use crate::kinds::descriptor::restore::open_again;
+use crate::kinds::memory::fill;
 use crate::plan::{Action, Plan, Stage};
 use crate::restoring::Restoring;
 use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, Timespec, Timestamps, Uid};
 use std::collections::HashSet;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use vckpt_image_format::record::file::Target;
-use vckpt_image_format::record::mmap_memory::{MmapMemory, PageOwner, PageRun, PageSource};
+use vckpt_image_format::record::mmap_memory::{PageOwner, PageRun};
 use vckpt_image_format::record::nameless_file::NamelessFile;
 use vckpt_image_format::record::process_map::{ProcessMap, Source};
 use vckpt_image_format::{Image, NamelessFileId, record};
-
-/// Bytes that are copied at once.
-const PORTION: u64 = 1 << 20;
-const PAGE: u64 = 4096;
 
 /// Adds a step for each nameless file.
 ///
@@ -30,11 +26,10 @@ pub fn plan(image: &Image, plan: &mut Plan) -> Result<()> {
     if files.is_empty() {
         return Ok(());
     }
-    let memory = all::<MmapMemory>(image)?;
+    let mut all_runs = fill::runs(image)?;
     let written = written(image)?;
     for file in files {
-        let mine = memory.iter().filter(|memory| memory.owner == PageOwner::NamelessFile(file.id));
-        let runs = mine.flat_map(|memory| memory.runs.iter().copied()).collect();
+        let runs = all_runs.remove(&PageOwner::NamelessFile(file.id)).unwrap_or_default();
         let stays_writable = written.contains(&file.id);
         plan.action(Stage::SharedObjects, MakeNamelessFile { file, runs, stays_writable });
     }
@@ -93,9 +88,7 @@ impl MakeNamelessFile {
         })?;
         let file = File::from(made);
         file.set_len(self.file.size).map_err(|error| failed("setting the size of a file", error))?;
-        for run in &self.runs {
-            fill(restoring.image, run, &file, self.file.size)?;
-        }
+        fill::file(restoring.image, &self.runs, &file, self.file.size)?;
         self.dress(&file).map_err(|errno| failed("setting owner, mode and time of a file", errno))?;
         if self.stays_writable {
             return Ok(file.into());
@@ -141,30 +134,6 @@ fn make_nameless(directory: &Path) -> std::result::Result<OwnedFd, rustix::io::E
         }
     }
     Err(rustix::io::Errno::EXIST)
-}
-
-/// Copies a run of pages from the image; what reaches over the end of the file is left out.
-fn fill(image: &Image, run: &PageRun, file: &File, size: u64) -> Result<()> {
-    let PageSource::Stored { section, page } = run.source else { return Ok(()) };
-    let missing = || Error::new(code::IMAGE_BAD, "a page section that a file needs is missing");
-    let section = image.page_section(section).ok_or_else(missing)?;
-    let source =
-        page.checked_mul(PAGE).and_then(|offset| section.offset.checked_add(offset)).ok_or_else(missing)?;
-    let length = run.count.saturating_mul(PAGE).min(size.saturating_sub(run.address));
-    let mut buffer = vec![0; usize::try_from(length.min(PORTION)).unwrap_or_default()];
-    let mut done = 0;
-    while done < length {
-        let count = usize::try_from((length - done).min(PORTION)).unwrap_or_default();
-        let bytes = &mut buffer[..count];
-        image
-            .file()
-            .read_exact_at(bytes, source + done)
-            .map_err(|error| Error::system(code::IMAGE_BAD, "reading pages from the image", error))?;
-        file.write_all_at(bytes, run.address + done)
-            .map_err(|error| failed("writing the content of a file without a name", error))?;
-        done += count as u64;
-    }
-    Ok(())
 }
 
 fn failed(what: &str, errno: impl Into<std::io::Error>) -> Box<Error> {

@@ -18,7 +18,7 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use vckpt_image_format::SegmentId;
 use vckpt_image_format::reader::Image;
-use vckpt_image_format::record::mmap_memory::PageOwner;
+use vckpt_image_format::record::mmap_memory::{PageOwner, PageRun};
 use vckpt_image_format::record::shared_segment::{Origin, SharedSegment};
 
 /// The entry for the list of kinds.
@@ -46,15 +46,19 @@ pub fn observe_segment(
 }
 
 fn plan(image: &Image, plan: &mut Plan) -> Result<()> {
-    for segment in crate::image::all::<SharedSegment>(image)? {
-        plan.action(Stage::SharedObjects, MakeSegment { segment });
+    let segments = crate::image::all::<SharedSegment>(image)?;
+    if segments.is_empty() {
+        return Ok(());
     }
-    for segment in crate::image::all::<SharedSegment>(image)? {
+    let mut all_runs = fill::runs(image)?;
+    for segment in segments {
         if let Origin::Memfd { seals, .. } = segment.origin
             && seals != 0
         {
             plan.action(Stage::Timers, Seal { id: segment.id, seals });
         }
+        let runs = all_runs.remove(&PageOwner::Segment(segment.id)).unwrap_or_default();
+        plan.action(Stage::SharedObjects, MakeSegment { segment, runs });
     }
     Ok(())
 }
@@ -63,6 +67,7 @@ fn plan(image: &Image, plan: &mut Plan) -> Result<()> {
 #[derive(Debug)]
 struct MakeSegment {
     segment: SharedSegment,
+    runs: Vec<PageRun>,
 }
 
 impl Action for MakeSegment {
@@ -91,7 +96,7 @@ impl Action for MakeSegment {
                 file
             }
         };
-        fill::file(restoring.image, PageOwner::Segment(self.segment.id), &file, self.segment.size)?;
+        fill::file(restoring.image, &self.runs, &file, self.segment.size)?;
         restoring.segments.insert(self.segment.id, file.into());
         Ok(())
     }

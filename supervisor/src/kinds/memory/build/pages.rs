@@ -6,6 +6,7 @@ use crate::error::Result;
 use crate::kinds::memory::fill;
 use crate::restoring::Restoring;
 use vckpt_image_format::record::mmap_memory::{PageRun, PageSource};
+use vckpt_image_format::record::process_map::Source;
 
 const PAGE: u64 = 4096;
 /// Most bytes that one call reads: less than the kernel's limit of 2 GiB.
@@ -21,7 +22,7 @@ impl Builder {
         for run in &plan.runs {
             match run.source {
                 PageSource::Parent => {}
-                PageSource::Zero => self.zero(restoring, run)?,
+                PageSource::Zero => self.zero(restoring, plan, run)?,
                 PageSource::Stored { section, page } => {
                     let mut offset = fill::offset(restoring.image, section, page)?;
                     let (mut address, mut rest) = (run.address, run.count * PAGE);
@@ -62,17 +63,36 @@ impl Builder {
         Ok(())
     }
 
-    /// Pages of zeros where the mapping gives something else.
-    fn zero(&mut self, restoring: &mut Restoring<'_>, run: &PageRun) -> Result<()> {
+    /// Pages of zeros where the mapping gives something else: only those over a file have to be written.
+    fn zero(&mut self, restoring: &mut Restoring<'_>, plan: &MemoryPlan, run: &PageRun) -> Result<()> {
+        let run_end = run.address + run.count * PAGE;
+        let first = plan.mappings.partition_point(|mapping| mapping.end <= run.address);
+        let mappings = plan.mappings.iter().skip(first).take_while(|mapping| mapping.start < run_end);
+        for mapping in mappings {
+            let (start, end) = (mapping.start.max(run.address), mapping.end.min(run_end));
+            match mapping.source {
+                Source::File { .. } => self.write_zeros(restoring, start, end)?,
+                // What is inherited may be there already.
+                Source::Anonymous => {
+                    self.reserve(restoring, 0)?;
+                    let arguments = [start.into(), (end - start).into(), libc::MADV_DONTNEED.into()];
+                    self.batch.must("clearing memory", libc::SYS_madvise, arguments);
+                }
+                Source::Segment { .. } | Source::Kernel { .. } => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn write_zeros(&mut self, restoring: &mut Restoring<'_>, start: u64, end: u64) -> Result<()> {
         self.flush(restoring)?;
         let zeros = vec![0; 64 * 4096];
-        let (mut address, mut rest) = (run.address, run.count * PAGE);
-        while rest > 0 {
-            let part = usize::try_from(rest).unwrap_or(zeros.len()).min(zeros.len());
+        let mut address = start;
+        while address < end {
+            let part = usize::try_from(end - address).unwrap_or(zeros.len()).min(zeros.len());
             let bytes = zeros.get(..part).unwrap_or_default();
             restoring.puppet(self.process)?.write(address, bytes)?;
             address += part as u64;
-            rest -= part as u64;
         }
         Ok(())
     }
