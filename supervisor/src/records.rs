@@ -75,6 +75,8 @@ pub enum RunContent {
     OverFile,
     /// The parent has the same pages at the same addresses.
     Parent,
+    /// A guard region.
+    Guard,
 }
 
 /// Everything that was observed.

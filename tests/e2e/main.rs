@@ -41,6 +41,7 @@ mod memory;
 mod outside;
 mod over;
 mod pipes;
+mod ranges;
 mod refusals;
 mod servers;
 mod signals;
@@ -68,6 +69,7 @@ const TOPICS: &[Topic] = &[
     small_stacks::TOPIC,
     tree::TOPIC,
     memory::TOPIC,
+    ranges::TOPIC,
     files::TOPIC,
     locks::TOPIC,
     pipes::TOPIC,

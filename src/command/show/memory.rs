@@ -104,7 +104,7 @@ fn bytes(view: &View, owner: PageOwner, start: u64, end: u64) -> (u64, u64) {
         match run.source {
             PageSource::Stored { .. } => stored += part,
             PageSource::Parent => shared += part,
-            PageSource::Zero => {}
+            PageSource::Zero | PageSource::Guard => {}
         }
     }
     (stored / PAGE * PAGE, shared / PAGE * PAGE)

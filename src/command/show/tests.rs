@@ -13,7 +13,9 @@ use vckpt_image_format::record::lightweight_process::LightweightProcess;
 use vckpt_image_format::record::mmap_memory::{MmapMemory, PageOwner, PageRun, PageSource};
 use vckpt_image_format::record::pipe::{Pipe, Reach};
 use vckpt_image_format::record::process::{Living, Process};
-use vckpt_image_format::record::process_map::{Layout, MappedFile, Mapping, ProcessMap, Source};
+use vckpt_image_format::record::process_map::{
+    Layout, MappedFile, Mapping, ProcessMap, ProtectionKeys, Source,
+};
 use vckpt_image_format::record::process_status::{ProcessStatus, State};
 use vckpt_image_format::record::snapshot::Snapshot;
 use vckpt_image_format::{
@@ -160,6 +162,8 @@ fn address_space(writer: &mut Writer, memory: u32) {
         environment: (0, 0),
         auxiliary_vector: Vec::new(),
         executable: file.clone(),
+        lock_future: 0,
+        keys: ProtectionKeys::default(),
     };
     let mapping = |start, end, protection, source| Mapping {
         start,
@@ -169,6 +173,9 @@ fn address_space(writer: &mut Writer, memory: u32) {
         flags: 0,
         source,
         name: None,
+        protection_key: 0,
+        policy: None,
+        huge_page: 0,
     };
     let mappings = vec![
         mapping(0x1000, 0x2000, 5, Source::File { file, offset: 0 }),

@@ -148,7 +148,7 @@ impl View {
                     let parent = process.parent?;
                     process = self.processes.iter().find(|candidate| candidate.id == parent)?;
                 }
-                PageSource::Zero => return None,
+                PageSource::Zero | PageSource::Guard => return None,
             }
         }
         None

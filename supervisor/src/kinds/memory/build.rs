@@ -4,6 +4,8 @@
 mod attributes;
 mod calls;
 mod clear;
+mod guards;
+mod keys;
 mod layout;
 mod map;
 mod pages;
@@ -33,6 +35,10 @@ pub struct MemoryPlan {
     pub runs: Vec<PageRun>,
     /// Ranges that are inherited from the parent, in order.
     pub kept: Vec<(u64, u64)>,
+    /// Guard regions that are inherited from the parent, in order.
+    pub inherited_guards: Vec<(u64, u64)>,
+    /// Whether any memory of the image uses protection keys.
+    pub uses_keys: bool,
     /// Whether the executable is inherited from the parent too: the kernel does not let it be set while it is mapped.
     pub inherits_executable: bool,
 }
@@ -59,6 +65,7 @@ pub fn build(restoring: &mut Restoring<'_>, plan: &MemoryPlan) -> Result<()> {
         |error: Box<Error>| error.about(Subject::task(plan.process.0, plan.layout.executable.path.clone()));
     clear::clear(restoring, plan).map_err(about)?;
     let mut builder = Builder::new(plan.process);
+    builder.take_keys(restoring, plan).map_err(about)?;
     builder.forget(restoring, plan).map_err(about)?;
     for mapping in &plan.mappings {
         builder.map(restoring, plan, mapping).map_err(about)?;
@@ -67,6 +74,12 @@ pub fn build(restoring: &mut Restoring<'_>, plan: &MemoryPlan) -> Result<()> {
     for mapping in &plan.mappings {
         builder.protect(restoring, plan, mapping).map_err(about)?;
     }
+    // Neighbours that were one mapping until their attributes were set must not share the mark of a guard.
+    builder.guard(restoring, plan).map_err(about)?;
+    for mapping in &plan.mappings {
+        builder.lock(restoring, mapping).map_err(about)?;
+    }
+    builder.give_keys_back(restoring, plan).map_err(about)?;
     builder.layout(restoring, plan).map_err(about)?;
     builder.flush(restoring).map_err(about)
 }

@@ -1,8 +1,10 @@
 //! Filling memory and files from the page sections of an image.
 
 use crate::error::{Error, Result, code};
+use crate::sys::shared_memory::Window;
 use std::collections::HashMap;
 use std::fs::File;
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use vckpt_image_format::reader::Image;
 use vckpt_image_format::record::mmap_memory::{MmapMemory, PageOwner, PageRun, PageSource};
@@ -31,6 +33,28 @@ pub fn offset(image: &Image, section: u32, page: u64) -> Result<u64> {
     let found = found
         .ok_or_else(|| Error::new(code::IMAGE_BAD, "a run of pages names a section that is not there"))?;
     Ok(found.offset + page * PAGE)
+}
+
+/// Reads the stored pages into a window.
+///
+/// # Errors
+/// [`code::IMAGE_OPEN`] if the image can't be read.
+pub fn window(image: &Image, runs: &[PageRun], window: &Window) -> Result<()> {
+    for run in runs {
+        let PageSource::Stored { section, page } = run.source else { continue };
+        let from = offset(image, section, page)?;
+        let length = run.count.saturating_mul(PAGE);
+        let mut done = 0;
+        while done < length {
+            let read = window.read(image.file().as_fd(), from + done, run.address + done, length - done);
+            let read = read.map_err(|errno| Error::system(code::IMAGE_OPEN, "reading the image", errno))?;
+            if read == 0 {
+                return Err(Error::new(code::IMAGE_OPEN, "the image ended while it was read"));
+            }
+            done += read as u64;
+        }
+    }
+    Ok(())
 }
 
 /// Writes the content of a file of this size: its stored pages; the rest stays a hole.

@@ -12,11 +12,14 @@
 pub mod attributes;
 pub mod build;
 pub mod fill;
+mod layout;
 mod mapped_file;
 pub mod observe;
 pub mod pages;
 pub mod plan;
+mod policy;
 pub mod sharing;
+mod source;
 
 use crate::kinds::KindEntry;
 

@@ -6,12 +6,13 @@ use crate::frozen::FrozenProcess;
 use crate::proc::maps::MapLine;
 use crate::proc::read;
 use crate::records::{FoundRun, MemoryContent, Records, RunContent};
-use crate::sys::pagemap::{self, Query};
+use crate::sys::pagemap::{self, Query, Region};
+use nix::errno::Errno;
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use vckpt_image_format::record::mmap_memory::PageOwner;
-use vckpt_image_format::record::process_map::{Mapping, Source};
+use vckpt_image_format::record::process_map::{Mapping, Source, flag};
 use vckpt_image_format::record::shared_segment::{Origin, SharedSegment};
 use vckpt_image_format::{MemoryId, SegmentId};
 
@@ -30,23 +31,8 @@ pub fn find(
 ) -> Result<MemoryContent> {
     let pagemap = open(process.pid)?;
     let mut runs = Vec::new();
-    for mapping in mappings.iter().filter(|mapping| observe::stores_pages(mapping)) {
-        let (query, content) = match mapping.source {
-            // The zero page is what a page is without being stored.
-            Source::Anonymous => (
-                Query { any_of: pagemap::PRESENT | pagemap::SWAPPED, none_of: pagemap::ZERO },
-                RunContent::Anonymous,
-            ),
-            // A page of the file itself is not stored, only what was written over it.
-            Source::File { .. } | Source::Segment { .. } | Source::Kernel { .. } => (
-                Query { any_of: pagemap::PRESENT | pagemap::SWAPPED, none_of: pagemap::FILE },
-                RunContent::OverFile,
-            ),
-        };
-        pagemap::scan(pagemap.as_fd(), mapping.start, mapping.end, query, |start, end| {
-            runs.push(FoundRun { start, end, content });
-        })
-        .map_err(|errno| {
+    for mapping in mappings {
+        scan(&pagemap, mapping, &mut runs).map_err(|errno| {
             Error::system(code::HOST_FEATURE, "finding pages (PAGEMAP_SCAN)", errno)
                 .hint("Linux 6.7 or later is needed")
                 .about(process.subject())
@@ -63,6 +49,38 @@ pub fn find(
         base: 0,
         runs,
     })
+}
+
+/// Adds the pages of a mapping that are to be stored, and its guard regions.
+fn scan(pagemap: &File, mapping: &Mapping, runs: &mut Vec<FoundRun>) -> std::result::Result<(), Errno> {
+    let stored = observe::stores_pages(mapping);
+    let (mut query, content) = match mapping.source {
+        _ if !stored && mapping.flags & flag::GUARDS == 0 => return Ok(()),
+        _ if !stored => (Query { any_of: 0, none_of: 0 }, RunContent::Guard),
+        // The zero page is what a page is without being stored.
+        Source::Anonymous => (
+            Query { any_of: pagemap::PRESENT | pagemap::SWAPPED, none_of: pagemap::ZERO },
+            RunContent::Anonymous,
+        ),
+        // A page of the file itself is not stored, only what was written over it.
+        Source::File { .. } | Source::Segment { .. } | Source::Kernel { .. } => (
+            Query { any_of: pagemap::PRESENT | pagemap::SWAPPED, none_of: pagemap::FILE },
+            RunContent::OverFile,
+        ),
+    };
+    let without_guards = query;
+    query.any_of |= pagemap::GUARD;
+    let mut found = |Region { start, end, categories }| {
+        let content = if categories & pagemap::GUARD != 0 { RunContent::Guard } else { content };
+        runs.push(FoundRun { start, end, content });
+    };
+    match pagemap::scan(pagemap.as_fd(), mapping.start, mapping.end, query, &mut found) {
+        // The kernel does not know the category, which is none that it can tell then.
+        Err(Errno::EINVAL) => {
+            pagemap::scan(pagemap.as_fd(), mapping.start, mapping.end, without_guards, &mut found)
+        }
+        result => result,
+    }
 }
 
 fn open(pid: i32) -> Result<File> {
@@ -84,6 +102,10 @@ fn shared_with_parent(
     let parent_pagemap = open(parent.pid)?;
     let mut marked: Vec<FoundRun> = Vec::with_capacity(runs.len());
     for run in runs {
+        if run.content == RunContent::Guard {
+            marked.push(run);
+            continue;
+        }
         let mut position = run.start;
         for &(start, end) in ranges.iter().filter(|&&(start, end)| start < run.end && end > run.start) {
             let (start, end) = (start.max(run.start), end.min(run.end));
@@ -173,7 +195,7 @@ pub fn segment_by_memory(
     records: &mut Records,
 ) {
     let size = line.offset + (line.end - line.start);
-    records.push(SharedSegment { id, size, origin });
+    records.push(SharedSegment { id, size, origin, huge_page: 0 });
     if line.offset != 0 {
         records
             .degraded

@@ -2,9 +2,8 @@
 
 use super::MemoryPlan;
 use super::calls::Builder;
-use crate::error::{Error, Result, code};
+use crate::error::Result;
 use crate::restoring::Restoring;
-use std::os::fd::AsRawFd;
 use vckpt_image_format::record::mmap_memory::{PageRun, PageSource};
 use vckpt_image_format::record::process_map::{Mapping, Source, flag};
 
@@ -13,12 +12,32 @@ const PAGE: u64 = 4096;
 impl Builder {
     /// Forgets the inherited pages that no run names: the child has there what the mapping gives by itself.
     pub(super) fn forget(&mut self, restoring: &mut Restoring<'_>, plan: &MemoryPlan) -> Result<()> {
+        self.unguard(restoring, plan)?;
         for (start, end) in gaps(&plan.kept, &plan.runs) {
             self.reserve(restoring, 0)?;
             let arguments = [start.into(), (end - start).into(), libc::MADV_DONTNEED.into()];
             self.batch.must("forgetting inherited memory", libc::SYS_madvise, arguments);
         }
         Ok(())
+    }
+
+    /// Attaches a System V segment: all of it with its first piece.
+    fn attach(&mut self, id: i32, mapping: &Mapping, offset: u64) {
+        if offset == 0 {
+            let read_only = if mapping.flags & flag::READ_ONLY != 0 { libc::SHM_RDONLY } else { 0 };
+            let executable = if mapping.protection & 4 != 0 { libc::SHM_EXEC } else { 0 };
+            let arguments = [id.into(), mapping.start.into(), (read_only | executable).into()];
+            let call = self.batch.must("attaching shared memory", libc::SYS_shmat, arguments);
+            self.expected.push((call, mapping.start));
+        }
+        let (start, length) = (mapping.start, mapping.end - mapping.start);
+        let protection = i32::from(mapping.protection);
+        self.batch.must(
+            "protecting shared memory",
+            libc::SYS_mprotect,
+            [start.into(), length.into(), protection.into()],
+        );
+        self.place(mapping, (start, mapping.end));
     }
 
     /// Maps the parts of a mapping that are not inherited.
@@ -43,12 +62,7 @@ impl Builder {
             && has_pages(plan, mapping)
         {
             self.reserve(restoring, 0)?;
-            let arguments = [
-                mapping.start.into(),
-                (mapping.end - mapping.start).into(),
-                protection(plan, mapping).into(),
-            ];
-            self.batch.must("making memory writable", libc::SYS_mprotect, arguments);
+            self.set_protection(plan, mapping, protection(plan, mapping), 0);
         }
         Ok(())
     }
@@ -72,6 +86,9 @@ impl Builder {
         let (descriptor, offset) = match &mapping.source {
             Source::Anonymous | Source::Kernel { .. } => {
                 flags |= libc::MAP_ANONYMOUS;
+                if mapping.huge_page != 0 {
+                    flags |= libc::MAP_HUGETLB | i32::from(mapping.huge_page) << libc::MAP_HUGE_SHIFT;
+                }
                 ((-1).into(), 0)
             }
             Source::File { file, offset } => {
@@ -79,8 +96,11 @@ impl Builder {
                 (self.descriptor(number), *offset)
             }
             Source::Segment { segment, offset } => {
-                let number = restoring.segments.get(segment).map(AsRawFd::as_raw_fd);
-                let number = number.ok_or_else(|| Error::new(code::INTERNAL, "a segment was not made"))?;
+                if let Some(id) = restoring.system_v.get(segment).map(|held| held.id) {
+                    self.attach(id, mapping, *offset);
+                    return Ok(());
+                }
+                let number = self.segment(restoring, *segment, mapping.flags & flag::READ_ONLY != 0)?;
                 (self.descriptor(number), *offset)
             }
         };
@@ -89,6 +109,7 @@ impl Builder {
         let arguments =
             [start.into(), (end - start).into(), protection.into(), flags.into(), descriptor, offset.into()];
         self.batch.must("mapping memory", libc::SYS_mmap, arguments);
+        self.place(mapping, (start, end));
         Ok(())
     }
 }
@@ -121,7 +142,14 @@ pub(super) fn protection(plan: &MemoryPlan, mapping: &Mapping) -> i32 {
 fn has_pages(plan: &MemoryPlan, mapping: &Mapping) -> bool {
     let first = plan.runs.partition_point(|run| run.address + run.count * PAGE <= mapping.start);
     let runs = plan.runs.get(first..).unwrap_or_default();
-    runs.iter().take_while(|run| run.address < mapping.end).any(|run| run.source != PageSource::Parent)
+    runs.iter().take_while(|run| run.address < mapping.end).any(|run| has_bytes(run.source))
+}
+
+fn has_bytes(source: PageSource) -> bool {
+    match source {
+        PageSource::Stored { .. } | PageSource::Zero => true,
+        PageSource::Parent | PageSource::Guard => false,
+    }
 }
 
 #[cfg(test)]

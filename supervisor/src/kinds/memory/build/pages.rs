@@ -21,7 +21,7 @@ impl Builder {
         let (mut from, mut length) = (0, 0);
         for run in &plan.runs {
             match run.source {
-                PageSource::Parent => {}
+                PageSource::Parent | PageSource::Guard => {}
                 PageSource::Zero => self.zero(restoring, plan, run)?,
                 PageSource::Stored { section, page } => {
                     let mut offset = fill::offset(restoring.image, section, page)?;
