@@ -43,6 +43,7 @@ mod over;
 mod pipes;
 mod ranges;
 mod refusals;
+mod segments;
 mod servers;
 mod signals;
 mod small_stacks;
@@ -70,6 +71,7 @@ const TOPICS: &[Topic] = &[
     tree::TOPIC,
     memory::TOPIC,
     ranges::TOPIC,
+    segments::TOPIC,
     files::TOPIC,
     locks::TOPIC,
     pipes::TOPIC,

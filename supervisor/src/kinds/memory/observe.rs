@@ -25,13 +25,17 @@ pub fn observe(frozen: &mut Frozen, records: &mut Records) -> Result<()> {
         }
         let memory = MemoryId(process.index);
         let Some(layout) = problems.take(layout::layout(process, records)) else { continue };
+        let tree = frozen.processes.as_slice();
+        let Some(process) = tree.get(index) else { continue };
         let mut mappings = Vec::with_capacity(process.maps.len());
         for line in &process.maps {
-            let mapping = mapping(process, line, records)
+            let mapping = mapping(At { tree, process, line }, records)
                 .map_err(|error| error.about(process.subject().address(line.start)));
             mappings.extend(problems.take(mapping));
         }
-        problems.take(policy::observe(process, &mut mappings));
+        if let Some(process) = frozen.processes.get_mut(index) {
+            problems.take(policy::observe(process, &mut mappings));
+        }
         let parent = frozen.processes.get(index).and_then(|process| {
             let parent = frozen.processes.iter().find(|other| Some(other.id) == process.parent)?;
             let (_, mappings) = known.iter().find(|(index, _)| *index == parent.index)?;
@@ -56,7 +60,19 @@ fn push(memory: MemoryId, layout: Layout, mappings: &[Mapping], records: &mut Re
     }
 }
 
-fn mapping(process: &FrozenProcess, line: &MapLine, records: &mut Records) -> Result<Mapping> {
+/// A mapping that is looked at.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct At<'tree> {
+    /// All processes.
+    pub(super) tree: &'tree [FrozenProcess],
+    /// The one that has the mapping.
+    pub(super) process: &'tree FrozenProcess,
+    /// The mapping.
+    pub(super) line: &'tree MapLine,
+}
+
+fn mapping(at: At<'_>, records: &mut Records) -> Result<Mapping> {
+    let At { process, line, .. } = at;
     let refuse = |what: String| {
         let name = String::from_utf8_lossy(&line.name).into_owned();
         Err(Error::new(code::MAPPING, what).about(process.subject().address(line.start).with_path(name)))
@@ -84,7 +100,7 @@ fn mapping(process: &FrozenProcess, line: &MapLine, records: &mut Records) -> Re
     if line.name == b"/anon_hugepage" && line.deleted && !line.shared {
         return Ok(mapping);
     }
-    if line.inode == 0 {
+    if line.inode == 0 && !source::is_system_v(line) {
         mapping.name =
             line.name.strip_prefix(b"[anon:").and_then(|name| name.strip_suffix(b"]")).map(Text::from);
         let expected = matches!(line.name.as_slice(), b"" | b"[heap]" | b"[stack]");
@@ -93,7 +109,11 @@ fn mapping(process: &FrozenProcess, line: &MapLine, records: &mut Records) -> Re
         }
         return Ok(mapping);
     }
-    mapping.source = source::file_source(process, line, &mapping, records)?;
+    mapping.source = source::file_source(at, &mapping, records)?;
+    if source::is_secret(line) {
+        // It is locked by its nature.
+        mapping.flags &= !flag::LOCKED;
+    }
     if matches!(mapping.source, Source::Segment { .. }) && !line.has(b"mw") {
         mapping.flags |= flag::READ_ONLY;
     }

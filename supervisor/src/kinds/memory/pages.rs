@@ -3,18 +3,16 @@
 use super::{observe, sharing};
 use crate::error::{Error, Result, code};
 use crate::frozen::FrozenProcess;
-use crate::proc::maps::MapLine;
 use crate::proc::read;
-use crate::records::{FoundRun, MemoryContent, Records, RunContent};
+use crate::records::{FoundRun, MemoryContent, RunContent};
 use crate::sys::pagemap::{self, Query, Region};
 use nix::errno::Errno;
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
+use vckpt_image_format::MemoryId;
 use vckpt_image_format::record::mmap_memory::PageOwner;
 use vckpt_image_format::record::process_map::{Mapping, Source, flag};
-use vckpt_image_format::record::shared_segment::{Origin, SharedSegment};
-use vckpt_image_format::{MemoryId, SegmentId};
 
 const PAGE: u64 = 4096;
 /// Pages compared at a time.
@@ -184,30 +182,4 @@ fn equal_pages(process: &FrozenProcess, parent: &FrozenProcess, start: u64, pare
         && parent.memory.read_exact_at(&mut other, start).is_ok();
     let pages = own.chunks_exact(4096).zip(other.chunks_exact(4096)).zip(parents);
     pages.map(|((own, other), &entry)| readable && entry >> 62 != 0 && own == other).collect()
-}
-
-/// A segment whose file can't be opened: its pages are read through the mapping.
-pub fn segment_by_memory(
-    process: &FrozenProcess,
-    id: SegmentId,
-    line: &MapLine,
-    origin: Origin,
-    records: &mut Records,
-) {
-    let size = line.offset + (line.end - line.start);
-    records.push(SharedSegment { id, size, origin, huge_page: 0 });
-    if line.offset != 0 {
-        records
-            .degraded
-            .push(format!("the first {} bytes of a shared segment could not be read", line.offset));
-    }
-    if let Ok(memory) = reopen(process) {
-        records.memories.push(MemoryContent {
-            owner: PageOwner::Segment(id),
-            pid: process.pid,
-            memory,
-            base: line.start - line.offset,
-            runs: vec![FoundRun { start: line.start, end: line.end, content: RunContent::Anonymous }],
-        });
-    }
 }

@@ -1,33 +1,30 @@
 //! What a mapping with an inode maps: a file, a segment of shared memory, or something that can't be kept.
 
 use super::mapped_file::{named, nameless};
-use super::pages;
+use super::observe::At;
 use crate::error::{Error, Result, code};
 use crate::frozen::FrozenProcess;
 use crate::kinds::segment::observe::{self, observe_secret, observe_segment};
 use crate::proc::maps::MapLine;
 use crate::proc::read;
-use crate::records::Records;
+use crate::records::{FoundRun, MemoryContent, Records, RunContent};
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
-use vckpt_image_format::Text;
+use vckpt_image_format::record::mmap_memory::PageOwner;
 use vckpt_image_format::record::process_map::{MappedFile, Mapping, Source};
-use vckpt_image_format::record::shared_segment::Origin;
+use vckpt_image_format::record::shared_segment::{Origin, SharedSegment};
+use vckpt_image_format::{SegmentId, Text};
 
 /// The source of a mapping that has an inode.
-pub(super) fn file_source(
-    process: &FrozenProcess,
-    line: &MapLine,
-    mapping: &Mapping,
-    records: &mut Records,
-) -> Result<Source> {
+pub(super) fn file_source(at: At<'_>, mapping: &Mapping, records: &mut Records) -> Result<Source> {
+    let At { process, line, .. } = at;
     let path = Text::from(line.name.as_slice());
     let subject = || process.subject().address(line.start).with_path(&path);
-    if line.name.starts_with(b"/SYSV") && line.deleted {
-        return system_v(process, line, records).map_err(|error| error.about(subject()));
+    if is_system_v(line) {
+        return system_v(at, records).map_err(|error| error.about(subject()));
     }
-    if line.name == b"/secretmem" && line.deleted {
+    if is_secret(line) {
         let status = std::fs::metadata(map_file(process, line));
         let size = status.map_or(line.offset + (line.end - line.start), |status| status.size());
         let segment = observe_secret(records, (line.device, line.inode), size);
@@ -49,7 +46,7 @@ pub(super) fn file_source(
             Some(name) => Origin::Memfd { name: name.into(), seals: seals(opened.as_ref().ok()) },
             None => Origin::Anonymous,
         };
-        return segment_source(process, line, opened, origin, records);
+        return segment_source(at, opened, origin, records);
     }
     if line.name == b"/dev/zero" && !mapping.shared {
         let file = MappedFile { path, nameless: None, size: 0, modified: 0, writable: false };
@@ -69,6 +66,16 @@ pub(super) fn file_source(
         None => nameless(process, path, &file, writable, records)?,
     };
     Ok(Source::File { file, offset: line.offset })
+}
+
+/// Whether it is a System V segment, whose inode is its ID: 0 for the first.
+pub(super) fn is_system_v(line: &MapLine) -> bool {
+    line.name.starts_with(b"/SYSV") && line.deleted
+}
+
+/// Whether it is memory of `memfd_secret(2)`.
+pub(super) fn is_secret(line: &MapLine) -> bool {
+    line.name == b"/secretmem" && line.deleted
 }
 
 fn map_file(process: &FrozenProcess, line: &MapLine) -> PathBuf {
@@ -97,7 +104,8 @@ pub(super) fn huge_page(line: &MapLine) -> u8 {
 }
 
 /// A System V segment, of which all was attached.
-fn system_v(process: &FrozenProcess, line: &MapLine, records: &mut Records) -> Result<Source> {
+fn system_v(at: At<'_>, records: &mut Records) -> Result<Source> {
+    let At { process, line, .. } = at;
     if line.has(b"ht") {
         return Err(Error::new(code::MAPPING, "it has System V shared memory of huge pages"));
     }
@@ -116,7 +124,7 @@ fn system_v(process: &FrozenProcess, line: &MapLine, records: &mut Records) -> R
     if end < begin.wrapping_add(size) {
         return Err(Error::new(code::MAPPING, "it has a part of a System V segment, not all of it"));
     }
-    segment_source(process, line, open(process, line), Origin::SystemV(shared), records)
+    segment_source(at, open(process, line), Origin::SystemV(shared), records)
 }
 
 fn seals(file: Option<&File>) -> u32 {
@@ -126,14 +134,19 @@ fn seals(file: Option<&File>) -> u32 {
 
 /// The source of a mapping of shared memory that no file system names.
 fn segment_source(
-    process: &FrozenProcess,
-    line: &MapLine,
+    at: At<'_>,
     opened: std::io::Result<File>,
     origin: Origin,
     records: &mut Records,
 ) -> Result<Source> {
+    let At { process, line, .. } = at;
     let inode = (line.device, line.inode);
     let subject = || process.subject().address(line.start);
+    // The file behind a System V segment ends with its last page.
+    let exact = match &origin {
+        Origin::SystemV(shared) => Some(observe::system_v(shared.id.into())?.1),
+        Origin::Anonymous | Origin::Memfd { .. } | Origin::Secret => None,
+    };
     let segment = match opened {
         Ok(file) => {
             let size = file
@@ -142,21 +155,63 @@ fn segment_source(
                     Error::system(code::MAPPING, "looking at shared memory", error).about(subject())
                 })?
                 .size();
-            // The file behind a System V segment ends with its last page.
-            let size = if let Origin::SystemV(shared) = &origin {
-                observe::system_v(shared.id.into())?.1
-            } else {
-                size
-            };
-            observe_segment(records, file.into(), inode, size, origin, huge_page(line))
+            observe_segment(records, file.into(), inode, exact.unwrap_or(size), origin, huge_page(line))
         }
         Err(_) => {
             let (id, first) = records.segment(inode);
             if first {
-                pages::segment_by_memory(process, id, line, origin, records);
+                by_memory(at, id, exact, origin, records)?;
             }
             id
         }
     };
     Ok(Source::Segment { segment, offset: line.offset })
+}
+
+/// A segment whose file can't be opened: its pages are read through the mappings that the processes have of it.
+fn by_memory(
+    at: At<'_>,
+    id: SegmentId,
+    exact: Option<u64>,
+    origin: Origin,
+    records: &mut Records,
+) -> Result<()> {
+    let mut pieces: Vec<(&FrozenProcess, &MapLine)> = at
+        .tree
+        .iter()
+        .flat_map(|process| process.maps.iter().map(move |line| (process, line)))
+        .filter(|(_, line)| (line.device, line.inode) == (at.line.device, at.line.inode))
+        .filter(|(_, line)| line.name == at.line.name)
+        .collect();
+    pieces.sort_by_key(|(_, line)| line.offset);
+    let end = |line: &MapLine| line.offset + (line.end - line.start);
+    let size = exact.or_else(|| pieces.iter().map(|(_, line)| end(line)).max()).unwrap_or(0);
+    if matches!(origin, Origin::Memfd { .. }) {
+        let name = String::from_utf8_lossy(&at.line.name);
+        records.degraded.push(format!("{name}: its seals and exact size can't be seen, for it is not open"));
+    }
+    records.push(SharedSegment { id, size, origin, huge_page: huge_page(at.line) });
+    let mut position = 0;
+    let mut missing = 0;
+    for (process, line) in pieces {
+        let Some(part) = end(line).checked_sub(position.max(line.offset)).filter(|&part| part > 0) else {
+            continue;
+        };
+        missing += line.offset.saturating_sub(position);
+        let run = FoundRun { start: line.end - part, end: line.end, content: RunContent::Anonymous };
+        records.memories.push(MemoryContent {
+            owner: PageOwner::Segment(id),
+            pid: process.pid,
+            memory: process.memory.try_clone().map_err(|error| read::failure(process.pid, "mem", &error))?,
+            base: line.start.wrapping_sub(line.offset),
+            runs: vec![run],
+        });
+        position = end(line);
+    }
+    if missing > 0 {
+        records
+            .degraded
+            .push(format!("{missing} bytes of shared memory that no process maps could not be read"));
+    }
+    Ok(())
 }
