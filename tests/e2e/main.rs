@@ -37,6 +37,7 @@ mod events;
 mod files;
 mod kills;
 mod locks;
+mod mapped_files;
 mod memory;
 mod outside;
 mod over;
@@ -72,6 +73,7 @@ const TOPICS: &[Topic] = &[
     memory::TOPIC,
     ranges::TOPIC,
     segments::TOPIC,
+    mapped_files::TOPIC,
     files::TOPIC,
     locks::TOPIC,
     pipes::TOPIC,

@@ -153,8 +153,10 @@ pub enum Source {
 pub struct MappedFile {
     /// Its path when it was dumped.
     pub path: Text,
-    /// Set when the name is gone or leads to another file: then the content travels in the image.
+    /// Set when the content travels in the image: the name is gone or leads to another file, or that was asked for.
     pub nameless: Option<NamelessFileId>,
+    /// Whether the file was there, so that the content in the image is only needed where it is not.
+    pub embedded: bool,
     /// Its size in bytes.
     pub size: u64,
     /// Its modification time, in nanoseconds since 1970.

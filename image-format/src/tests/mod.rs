@@ -90,6 +90,7 @@ fn layout() -> Layout {
         executable: MappedFile {
             path: Text::from("/bin/counter"),
             nameless: None,
+            embedded: false,
             size: 4096,
             modified: 0,
             writable: false,

@@ -151,8 +151,14 @@ fn descriptors(writer: &mut Writer) {
 }
 
 fn address_space(writer: &mut Writer, memory: u32) {
-    let file =
-        MappedFile { path: "/bin/tool".into(), nameless: None, size: 9000, modified: 0, writable: false };
+    let file = MappedFile {
+        path: "/bin/tool".into(),
+        nameless: None,
+        size: 9000,
+        modified: 0,
+        writable: false,
+        embedded: false,
+    };
     let layout = Layout {
         code: (0x1000, 0x2000),
         data: (0, 0),

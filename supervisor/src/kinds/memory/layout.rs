@@ -52,7 +52,7 @@ fn executable(process: &FrozenProcess, records: &mut Records) -> Result<MappedFi
     let metadata = std::fs::metadata(read::path(process.pid, "exe"))
         .map_err(|error| read::failure(process.pid, "exe", &error).about(process.subject()))?;
     let path = path.0.strip_suffix(b" (deleted)").map(Text::from).unwrap_or(path);
-    if let Some(file) = named(process, &path, (metadata.dev(), metadata.ino()), false) {
+    if let Some(file) = named(process, &path, (metadata.dev(), metadata.ino()), false, records)? {
         return Ok(file);
     }
     nameless(process, path, &open()?, false, records)

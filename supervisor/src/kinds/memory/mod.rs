@@ -13,7 +13,7 @@ pub mod attributes;
 pub mod build;
 pub mod fill;
 mod layout;
-mod mapped_file;
+pub mod mapped_file;
 pub mod observe;
 pub mod pages;
 pub mod plan;

@@ -32,14 +32,13 @@ pub(super) fn file_source(at: At<'_>, mapping: &Mapping, records: &mut Records) 
     }
     let writable = line.shared && line.has(b"mw");
     if !line.deleted
-        && let Some(file) = named(process, &path, (line.device, line.inode), writable)
+        && let Some(file) = named(process, &path, (line.device, line.inode), writable, records)?
     {
         return Ok(Source::File { file, offset: line.offset });
     }
     let segment_name = line.name.strip_prefix(b"/memfd:");
-    let anonymous = line.name == b"/dev/zero" && line.deleted
-        || line.name == b"/anon_hugepage" && line.deleted
-        || line.name.starts_with(b"[anon_shmem:");
+    let deleted = line.deleted && matches!(line.name.as_slice(), b"/dev/zero" | b"/anon_hugepage");
+    let anonymous = deleted || line.name.starts_with(b"[anon_shmem:");
     let opened = open(process, line);
     if anonymous || segment_name.is_some() {
         let origin = match segment_name {
@@ -49,7 +48,8 @@ pub(super) fn file_source(at: At<'_>, mapping: &Mapping, records: &mut Records) 
         return segment_source(at, opened, origin, records);
     }
     if line.name == b"/dev/zero" && !mapping.shared {
-        let file = MappedFile { path, nameless: None, size: 0, modified: 0, writable: false };
+        let file =
+            MappedFile { path, nameless: None, embedded: false, size: 0, modified: 0, writable: false };
         return Ok(Source::File { file, offset: line.offset });
     }
     let file = opened.map_err(|error| {
@@ -61,7 +61,7 @@ pub(super) fn file_source(at: At<'_>, mapping: &Mapping, records: &mut Records) 
     let metadata = file
         .metadata()
         .map_err(|error| Error::system(code::MAPPING, "looking at a mapped file", error).about(subject()))?;
-    let file = match named(process, &path, (metadata.dev(), metadata.ino()), writable) {
+    let file = match named(process, &path, (metadata.dev(), metadata.ino()), writable, records)? {
         Some(named) => named,
         None => nameless(process, path, &file, writable, records)?,
     };
@@ -83,12 +83,14 @@ fn map_file(process: &FrozenProcess, line: &MapLine) -> PathBuf {
 }
 
 /// The file behind a mapping, open for reading: by the mapping, for which root is needed, or by a descriptor that leads
-/// to the same file.
+/// to the same file, or as the program.
 fn open(process: &FrozenProcess, line: &MapLine) -> std::io::Result<File> {
     let opened = File::open(map_file(process, line));
     if opened.as_ref().is_err_and(|error| error.kind() == std::io::ErrorKind::PermissionDenied) {
-        for number in read::numbers(process.pid, "fd").unwrap_or_default() {
-            let path = read::path(process.pid, &format!("fd/{number}"));
+        let numbers = read::numbers(process.pid, "fd").unwrap_or_default();
+        let descriptors = numbers.into_iter().map(|number| format!("fd/{number}"));
+        for name in descriptors.chain(["exe".to_owned()]) {
+            let path = read::path(process.pid, &name);
             let status = std::fs::metadata(&path);
             if status.is_ok_and(|status| (status.dev(), status.ino()) == (line.device, line.inode)) {
                 return File::open(path);

@@ -4,17 +4,18 @@ use crate::error::{Error, Result, Subject, code};
 use crate::kinds::descriptor::all;
 use crate::kinds::descriptor::restore::open_again;
 use crate::kinds::memory::fill;
+use crate::kinds::memory::mapped_file::is_there;
 use crate::plan::{Action, Plan, Stage};
 use crate::restoring::Restoring;
 use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, Timespec, Timestamps, Uid};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use vckpt_image_format::record::file::Target;
 use vckpt_image_format::record::mmap_memory::{PageOwner, PageRun};
 use vckpt_image_format::record::nameless_file::NamelessFile;
-use vckpt_image_format::record::process_map::{ProcessMap, Source};
+use vckpt_image_format::record::process_map::{MappedFile, ProcessMap, Source};
 use vckpt_image_format::{Image, NamelessFileId, record};
 
 /// Adds a step for each nameless file.
@@ -27,24 +28,39 @@ pub fn plan(image: &Image, plan: &mut Plan) -> Result<()> {
         return Ok(());
     }
     let mut all_runs = fill::runs(image)?;
-    let written = written(image)?;
+    let maps = all::<ProcessMap>(image)?;
+    let written = written(image, &maps)?;
+    let mut embedded = embedded(&maps);
     for file in files {
         let runs = all_runs.remove(&PageOwner::NamelessFile(file.id)).unwrap_or_default();
         let stays_writable = written.contains(&file.id);
-        plan.action(Stage::SharedObjects, MakeNamelessFile { file, runs, stays_writable });
+        let embedded = embedded.remove(&file.id);
+        plan.action(Stage::SharedObjects, MakeNamelessFile { file, runs, stays_writable, embedded });
     }
     Ok(())
 }
 
+/// All files that are mapped, and the programs.
+fn mapped(maps: &[ProcessMap]) -> impl Iterator<Item = &MappedFile> {
+    maps.iter().flat_map(|map| {
+        let mapped = map.mappings.iter().filter_map(|mapping| match &mapping.source {
+            Source::File { file, .. } => Some(file),
+            Source::Anonymous | Source::Segment { .. } | Source::Kernel { .. } => None,
+        });
+        mapped.chain(map.layout.iter().map(|layout| &layout.executable))
+    })
+}
+
+/// The files that are only needed where they are not.
+fn embedded(maps: &[ProcessMap]) -> HashMap<NamelessFileId, MappedFile> {
+    let embedded = mapped(maps).filter(|file| file.embedded);
+    embedded.filter_map(|file| Some((file.nameless?, file.clone()))).collect()
+}
+
 /// The files that must stay open for writing: for a mapping, or because the description that made one is in use.
-fn written(image: &Image) -> Result<HashSet<NamelessFileId>> {
-    let mut written = HashSet::new();
-    for map in all::<ProcessMap>(image)? {
-        written.extend(map.mappings.iter().filter_map(|mapping| match &mapping.source {
-            Source::File { file, .. } if file.writable => file.nameless,
-            Source::File { .. } | Source::Anonymous | Source::Segment { .. } | Source::Kernel { .. } => None,
-        }));
-    }
+fn written(image: &Image, maps: &[ProcessMap]) -> Result<HashSet<NamelessFileId>> {
+    let mut written: HashSet<NamelessFileId> =
+        mapped(maps).filter(|file| file.writable).filter_map(|file| file.nameless).collect();
     for file in all::<record::file::File>(image)? {
         if let Target::Nameless(id) = file.target
             && file.description.flags.cast_signed() & libc::O_TMPFILE == libc::O_TMPFILE
@@ -61,10 +77,21 @@ struct MakeNamelessFile {
     file: NamelessFile,
     runs: Vec<PageRun>,
     stays_writable: bool,
+    /// What it is like where it is there: then it is not made.
+    embedded: Option<MappedFile>,
 }
 
 impl Action for MakeNamelessFile {
     fn act(&self, restoring: &mut Restoring<'_>) -> Result<()> {
+        if let Some(file) = &self.embedded {
+            if is_there(&restoring.path(file.path.as_path()), file) {
+                return Ok(());
+            }
+            let path = &self.file.path;
+            restoring
+                .degraded
+                .push(format!("{path}: it is not there as it was; what it had comes from the image"));
+        }
         let made = self.make(restoring).map_err(|error| error.about(Subject::path(&self.file.path)))?;
         restoring.nameless_files.insert(self.file.id, made);
         Ok(())

@@ -113,7 +113,9 @@ impl Builder {
     pub(super) fn open(&mut self, restoring: &Restoring<'_>, file: &MappedFile) -> Result<RawFd> {
         if let Some(id) = file.nameless {
             let made = restoring.nameless_files.get(&id).map(AsRawFd::as_raw_fd);
-            return made.ok_or_else(|| Error::new(code::INTERNAL, "a nameless file was not made"));
+            if made.is_some() || !file.embedded {
+                return made.ok_or_else(|| Error::new(code::INTERNAL, "a nameless file was not made"));
+            }
         }
         let key = (file.clone(), file.writable);
         if let Some(open) = self.files.get(&key) {
