@@ -29,6 +29,7 @@
 mod harness;
 mod stage;
 
+mod aio;
 mod attributes;
 mod blocked;
 mod commands;
@@ -74,6 +75,7 @@ const TOPICS: &[Topic] = &[
     ranges::TOPIC,
     segments::TOPIC,
     mapped_files::TOPIC,
+    aio::TOPIC,
     files::TOPIC,
     locks::TOPIC,
     pipes::TOPIC,

@@ -146,6 +146,36 @@ pub enum Source {
         /// Its name in `/proc/<pid>/maps`.
         name: String,
     },
+    /// The ring of a context of asynchronous input and output (`io_setup(2)`).
+    Ring(Ring),
+}
+
+/// A context of asynchronous input and output, by what is in its ring.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ring {
+    /// Events that the ring has room for.
+    pub capacity: u32,
+    /// The place of the first event that was not fetched yet.
+    pub head: u32,
+    /// The place of the next event.
+    pub tail: u32,
+    /// The events from head to tail (`struct io_event`, 32 bytes each).
+    pub events: Vec<u8>,
+}
+
+impl Ring {
+    /// Bytes of an event, and of what stands before the first.
+    pub const EVENT: usize = 32;
+
+    fn is_sound(&self, length: u64) -> bool {
+        let Self { capacity, head, tail, .. } = *self;
+        let waiting =
+            u64::from(if head <= tail { tail - head } else { capacity.saturating_sub(head) + tail });
+        head < capacity
+            && tail < capacity
+            && self.events.len() as u64 == waiting * Self::EVENT as u64
+            && (u64::from(capacity) + 1) * Self::EVENT as u64 <= length
+    }
 }
 
 /// A file behind a mapping.
@@ -182,12 +212,12 @@ impl Record for ProcessMap {
         let executable = self.layout.iter().map(|layout| &layout.executable);
         let mapped = self.mappings.iter().filter_map(|mapping| match &mapping.source {
             Source::File { file, .. } => Some(file),
-            Source::Anonymous | Source::Segment { .. } | Source::Kernel { .. } => None,
+            Source::Anonymous | Source::Segment { .. } | Source::Kernel { .. } | Source::Ring(_) => None,
         });
         identities.extend(executable.chain(mapped).filter_map(|file| file.nameless).map(Identity::from));
         identities.extend(self.mappings.iter().filter_map(|mapping| match &mapping.source {
             Source::Segment { segment, .. } => Some(Identity::from(*segment)),
-            Source::Anonymous | Source::File { .. } | Source::Kernel { .. } => None,
+            Source::Anonymous | Source::File { .. } | Source::Kernel { .. } | Source::Ring(_) => None,
         }));
         identities
     }
@@ -213,6 +243,11 @@ impl Record for ProcessMap {
                 mapping.policy.as_ref().is_some_and(|policy| policy.nodes.len() > MAXIMUM_MASK_WORDS);
             if policy || mapping.protection_key > HIGHEST_KEY || mapping.huge_page > LARGEST_PAGE {
                 return Err(format!("mapping {start:#x}-{end:#x} has attributes that are out of range"));
+            }
+            if let Source::Ring(ring) = &mapping.source
+                && !ring.is_sound(end - start)
+            {
+                return Err(format!("the ring at {start:#x} is not as large as it says"));
             }
         }
         if self.layout.as_ref().is_some_and(|layout| layout.keys.execute_only > HIGHEST_KEY) {

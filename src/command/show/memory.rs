@@ -86,6 +86,7 @@ fn row(
         Source::File { file, .. } => file.path.to_string(),
         Source::Segment { segment, .. } => format!("[shared segment {segment}]"),
         Source::Kernel { name } => plain(name),
+        Source::Ring(ring) => format!("[ring of asynchronous I/O, {} events wait]", ring.events.len() / 32),
         Source::Anonymous => match &mapping.name {
             Some(name) => format!("[anon:{name}]"),
             None if heap.is_some_and(|heap| start < heap.1 && end > heap.0) => "[heap]".to_owned(),

@@ -9,6 +9,7 @@ mod keys;
 mod layout;
 mod map;
 mod pages;
+mod rings;
 
 use crate::error::{Error, Result, Subject};
 use crate::plan::Action;
@@ -70,6 +71,7 @@ pub fn build(restoring: &mut Restoring<'_>, plan: &MemoryPlan) -> Result<()> {
     for mapping in &plan.mappings {
         builder.map(restoring, plan, mapping).map_err(about)?;
     }
+    builder.rings(restoring, plan).map_err(about)?;
     builder.fill(restoring, plan).map_err(about)?;
     for mapping in &plan.mappings {
         builder.protect(restoring, plan, mapping).map_err(about)?;

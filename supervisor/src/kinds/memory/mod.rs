@@ -18,6 +18,7 @@ pub mod observe;
 pub mod pages;
 pub mod plan;
 mod policy;
+mod ring;
 pub mod sharing;
 mod source;
 

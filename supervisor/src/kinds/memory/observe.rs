@@ -1,6 +1,6 @@
 //! Observing memory: the mappings of each process, and which of their pages are to be stored.
 
-use super::{attributes, layout, pages, policy, source};
+use super::{attributes, layout, pages, policy, ring, source};
 use crate::error::{Error, Problems, Result, code};
 use crate::frozen::{Frozen, FrozenProcess};
 use crate::proc::maps::MapLine;
@@ -35,6 +35,7 @@ pub fn observe(frozen: &mut Frozen, records: &mut Records) -> Result<()> {
         }
         if let Some(process) = frozen.processes.get_mut(index) {
             problems.take(policy::observe(process, &mut mappings));
+            problems.take(ring::are_own(process, &mappings));
         }
         let parent = frozen.processes.get(index).and_then(|process| {
             let parent = frozen.processes.iter().find(|other| Some(other.id) == process.parent)?;
@@ -98,6 +99,10 @@ fn mapping(at: At<'_>, records: &mut Records) -> Result<Mapping> {
         Err(meaning) => return refuse(format!("it has {meaning}")),
     };
     if line.name == b"/anon_hugepage" && line.deleted && !line.shared {
+        return Ok(mapping);
+    }
+    if ring::is_ring(line) {
+        mapping.source = ring::source(at, records)?;
         return Ok(mapping);
     }
     if line.inode == 0 && !source::is_system_v(line) {

@@ -84,7 +84,8 @@ impl Builder {
             flags = (flags & !(libc::MAP_PRIVATE | libc::MAP_SHARED)) | 0x08;
         }
         let (descriptor, offset) = match &mapping.source {
-            Source::Anonymous | Source::Kernel { .. } => {
+            // The place of a ring is only kept free until there is one.
+            Source::Anonymous | Source::Kernel { .. } | Source::Ring(_) => {
                 flags |= libc::MAP_ANONYMOUS;
                 if mapping.huge_page != 0 {
                     flags |= libc::MAP_HUGETLB | i32::from(mapping.huge_page) << libc::MAP_HUGE_SHIFT;
