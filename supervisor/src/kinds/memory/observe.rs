@@ -101,13 +101,13 @@ fn mapping(at: At<'_>, records: &mut Records) -> Result<Mapping> {
     if line.name == b"/anon_hugepage" && line.deleted && !line.shared {
         return Ok(mapping);
     }
+    let named = [&b"[anon:"[..], b"[anon_shmem:"].iter().find_map(|prefix| line.name.strip_prefix(*prefix));
+    mapping.name = named.and_then(|name| name.strip_suffix(b"]")).map(Text::from);
     if ring::is_ring(line) {
         mapping.source = ring::source(at, records)?;
         return Ok(mapping);
     }
     if line.inode == 0 && !source::is_system_v(line) {
-        mapping.name =
-            line.name.strip_prefix(b"[anon:").and_then(|name| name.strip_suffix(b"]")).map(Text::from);
         let expected = matches!(line.name.as_slice(), b"" | b"[heap]" | b"[stack]");
         if !expected && mapping.name.is_none() {
             return refuse("it has a mapping of an unknown kind".to_owned());
