@@ -362,6 +362,7 @@ fn system_v(stage: Stage) {
             seen(second)
         );
         verify!(seen(first + 2 * PAGE) == 41, "the last page");
+        verify!(seen(first + PAGE) == 0, "a page that nobody has written has {}", seen(first + PAGE));
         verify!(!can_be_writable(second), "the place that can only be read");
         let now = status(id)?;
         let facts = |status: &libc::shmid_ds| {
@@ -389,7 +390,16 @@ fn two_rounds_of_system_v() -> Outcome {
     let mut root = case.start("system_v", &[])?;
     let cleaner = Cleaner(case.path("segment"));
     case.ask()?;
-    root = case.round(root)?;
+    // What is written to it meanwhile is not what the program had.
+    let image = case.dump(root)?;
+    let place = attach(fs::read_to_string(&cleaner.0)?.trim().parse()?, 0);
+    for page in 0..3 {
+        mark(place + page * PAGE, 99);
+    }
+    // SAFETY: the place was attached above.
+    check(unsafe { libc::shmdt(place as *const _) })?;
+    root = case.restore(&image)?;
+    case.ask()?;
     if is_root() {
         // Then it has to be made again.
         let image = case.dump(root)?;
@@ -450,11 +460,11 @@ fn secret_memory() -> Outcome {
     case.finish(root)
 }
 
-/// It has either what was written since it was made, or zeros.
+/// It has either what was written since it was made, or zeros. Only a part of it is mapped.
 fn secret(stage: Stage) {
     let file = secret_file().unwrap();
     file.set_len(2 * PAGE as u64).unwrap();
-    let place = map(2 * PAGE, READ | WRITE, SHARED, file.as_raw_fd()) as usize;
+    let place = map(PAGE, READ | WRITE, SHARED, file.as_raw_fd()) as usize;
     mark(place, 60);
     stage.serve(move |round| {
         let expected = if round == 1 { 60 } else { 0 };

@@ -11,7 +11,7 @@ const USER_END: u64 = 0x7fff_ffff_f000;
 /// The highest protection key.
 const HIGHEST_KEY: u8 = 15;
 /// The binary logarithm of the size of the largest pages (16 GiB, of other architectures).
-const LARGEST_PAGE: u8 = 34;
+pub(super) const LARGEST_PAGE: u8 = 34;
 
 /// Mappings of one memory, in the order of their addresses. A memory with many mappings has several such records; the
 /// first one has the [`Layout`].

@@ -1,5 +1,6 @@
 //! Shared segment (kind 68): memory that several mappings or descriptors share.
 
+use super::process_map::LARGEST_PAGE;
 use super::{Kind, Record};
 use crate::id::{Identity, SegmentId};
 use crate::text::Text;
@@ -76,5 +77,15 @@ impl Record for SharedSegment {
 
     fn defines(&self) -> Vec<Identity> {
         vec![self.id.into()]
+    }
+
+    fn check(&self) -> Result<(), String> {
+        if self.size > i64::MAX as u64 - 4096 {
+            return Err(format!("size {} is out of range", self.size));
+        }
+        if self.huge_page > LARGEST_PAGE {
+            return Err(format!("there are no pages of 2^{} bytes", self.huge_page));
+        }
+        Ok(())
     }
 }

@@ -143,6 +143,15 @@ impl Window {
         }
     }
 
+    /// Makes all of it zeros.
+    ///
+    /// # Errors
+    /// See madvise(2).
+    pub fn clear(&self) -> Result<()> {
+        // SAFETY: the range is that of the mapping, to which nothing refers.
+        Errno::result(unsafe { libc::madvise(self.address, self.length, libc::MADV_REMOVE) }).map(drop)
+    }
+
     /// Reads from a file into a part of it; how many bytes were read.
     ///
     /// # Errors

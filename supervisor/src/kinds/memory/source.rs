@@ -25,7 +25,7 @@ pub(super) fn file_source(at: At<'_>, mapping: &Mapping, records: &mut Records) 
         return system_v(at, records).map_err(|error| error.about(subject()));
     }
     if is_secret(line) {
-        let status = std::fs::metadata(map_file(process, line));
+        let status = std::fs::metadata(way(process, line));
         let size = status.map_or(line.offset + (line.end - line.start), |status| status.size());
         let segment = observe_secret(records, (line.device, line.inode), size);
         return Ok(Source::Segment { segment, offset: line.offset });
@@ -78,26 +78,29 @@ pub(super) fn is_secret(line: &MapLine) -> bool {
     line.name == b"/secretmem" && line.deleted
 }
 
-fn map_file(process: &FrozenProcess, line: &MapLine) -> PathBuf {
-    read::path(process.pid, &format!("map_files/{:x}-{:x}", line.start, line.end))
-}
-
-/// The file behind a mapping, open for reading: by the mapping, for which root is needed, or by a descriptor that leads
-/// to the same file, or as the program.
-fn open(process: &FrozenProcess, line: &MapLine) -> std::io::Result<File> {
-    let opened = File::open(map_file(process, line));
-    if opened.as_ref().is_err_and(|error| error.kind() == std::io::ErrorKind::PermissionDenied) {
+/// The way to the file behind a mapping: by the mapping, for which root is needed, or by a descriptor that leads to the
+/// same file, or as the program.
+fn way(process: &FrozenProcess, line: &MapLine) -> PathBuf {
+    let mapped = read::path(process.pid, &format!("map_files/{:x}-{:x}", line.start, line.end));
+    let denied =
+        std::fs::metadata(&mapped).is_err_and(|error| error.kind() == std::io::ErrorKind::PermissionDenied);
+    if denied {
         let numbers = read::numbers(process.pid, "fd").unwrap_or_default();
         let descriptors = numbers.into_iter().map(|number| format!("fd/{number}"));
         for name in descriptors.chain(["exe".to_owned()]) {
             let path = read::path(process.pid, &name);
             let status = std::fs::metadata(&path);
             if status.is_ok_and(|status| (status.dev(), status.ino()) == (line.device, line.inode)) {
-                return File::open(path);
+                return path;
             }
         }
     }
-    opened
+    mapped
+}
+
+/// The file behind a mapping, open for reading.
+fn open(process: &FrozenProcess, line: &MapLine) -> std::io::Result<File> {
+    File::open(way(process, line))
 }
 
 /// The binary logarithm of the size of huge pages; else 0.

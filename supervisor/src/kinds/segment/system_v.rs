@@ -79,6 +79,8 @@ impl AttachSystemV {
         };
         let window = Window::attach(id, self.size)
             .map_err(|errno| Error::system(code::MAPPING, "attaching a segment", errno))?;
+        // What was found has something in it, where the image may have nothing.
+        window.clear().map_err(|errno| Error::system(code::MAPPING, "clearing a segment", errno))?;
         fill::window(restoring.image, &self.runs, &window)?;
         Ok(held)
     }
