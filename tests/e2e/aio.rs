@@ -12,9 +12,10 @@ use crate::stage::{Stage, verify};
 
 pub(crate) const TOPIC: Topic = Topic {
     name: "aio",
-    fixtures: &[("requests", requests), ("inherited", inherited)],
+    fixtures: &[("requests", requests), ("under_way", under_way), ("inherited", inherited)],
     cases: &[
         ("events_wait", || with_contexts(|| two_rounds("requests"))),
+        ("events_that_come_meanwhile", || with_contexts(|| two_rounds("under_way"))),
         ("ring_of_a_parent_is_refused", || with_contexts(ring_of_a_parent)),
     ],
 };
@@ -80,6 +81,49 @@ impl Context {
         }
         Ok(())
     }
+}
+
+/// A timer that fires a little later, and a request that waits for it: the event comes while the program stands still,
+/// or before.
+fn timed(context: &Context, timer: i32) -> Result<(), String> {
+    let time = libc::itimerspec {
+        it_interval: libc::timespec { tv_sec: 0, tv_nsec: 0 },
+        it_value: libc::timespec { tv_sec: 0, tv_nsec: 20_000_000 },
+    };
+    // SAFETY: a valid time.
+    let set = unsafe { libc::timerfd_settime(timer, 0, &raw const time, std::ptr::null_mut()) };
+    // IOCB_CMD_POLL for POLLIN.
+    let request: Request = [77, 0, 5 | u64::from(timer.cast_unsigned()) << 32, 1, 0, 0, 0, 0];
+    let pointers = [&raw const request];
+    // SAFETY: the kernel reads the request before the call returns.
+    let done = unsafe { libc::syscall(libc::SYS_io_submit, context.id, 1_i64, pointers.as_ptr()) };
+    verify!(set == 0 && done == 1, "the request for a timer: {}", Error::last_os_error());
+    Ok(())
+}
+
+/// Each answer is the start of a new request, which is under way when the dump begins.
+fn under_way(stage: Stage) {
+    let context = Context::new(10, File::open("/dev/null").unwrap()).unwrap();
+    // SAFETY: plain numbers.
+    let timer = unsafe { libc::timerfd_create(libc::CLOCK_MONOTONIC, 0) };
+    timed(&context, timer).unwrap();
+    stage.serve(move |_| {
+        let mut event = [0_u64; 4];
+        let limit = libc::timespec { tv_sec: 5, tv_nsec: 0 };
+        // SAFETY: there is room for one event.
+        let got = unsafe {
+            libc::syscall(
+                libc::SYS_io_getevents,
+                context.id,
+                1_i64,
+                1_i64,
+                event.as_mut_ptr(),
+                &raw const limit,
+            )
+        };
+        verify!(got == 1 && event[0] == 77, "{got} events, of request {}", event[0]);
+        timed(&context, timer)
+    });
 }
 
 fn with_contexts(case: fn() -> Outcome) -> Outcome {
