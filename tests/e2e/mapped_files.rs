@@ -2,21 +2,23 @@
 
 use std::fs::{self, File};
 use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 
 use crate::harness::case::{Case, text, two_rounds};
 use crate::harness::process::spawn;
-use crate::harness::{Outcome, Topic, ensure, is_root, need_root};
-use crate::stage::kernel::map;
+use crate::harness::{Outcome, Topic, ensure, need_root};
+use crate::stage::kernel::{fork, map, pipe, put, take};
 use crate::stage::{Stage, verify};
 
 pub(crate) const TOPIC: Topic = Topic {
     name: "mapped_files",
-    fixtures: &[("mapper", mapper), ("stale", stale)],
+    fixtures: &[("mapper", mapper), ("stale", stale), ("relatives", relatives)],
     cases: &[
         ("changed_since_is_refused", changed_since),
         ("embedded", embedded),
         ("embedded_and_there", embedded_and_there),
+        ("library_was_replaced", library_was_replaced),
         ("deleted_or_cut_before", deleted_or_cut_before),
     ],
 };
@@ -116,10 +118,7 @@ fn embedded() -> Outcome {
         ensure!(ran.stderr.contains(text(path)), "it is not told where {} is from", path.display());
     }
     case.ask()?;
-    // Only root may open a file that has no name and that is mapped, but not open.
-    if is_root() {
-        root = case.round(root)?;
-    }
+    root = case.round(root)?;
     case.finish(root)
 }
 
@@ -138,6 +137,58 @@ fn embedded_and_there() -> Outcome {
     let maps = fs::read_to_string(format!("/proc/{root}/maps"))?;
     ensure!(!maps.contains("(deleted)"), "files are made again though they are there:\n{maps}");
     case.finish(root)
+}
+
+/// Two programs map a library that was replaced since, in a folder that is gone or may not be written.
+fn library_was_replaced() -> Outcome {
+    let mut case = Case::new()?;
+    fs::create_dir(case.path("library"))?;
+    fs::write(case.path("library/data"), content())?;
+    let mut root = case.start("relatives", &[])?;
+    fs::set_permissions(case.path("library"), fs::Permissions::from_mode(0o555))?;
+    case.ask()?;
+    for _ in 0..2 {
+        root = case.round(root)?;
+    }
+    fs::set_permissions(case.path("library"), fs::Permissions::from_mode(0o755))?;
+    case.finish(root)
+}
+
+/// A parent and a child, each of which has written over another page of a file that has no name any more.
+fn relatives(stage: Stage) {
+    let path = stage.path("library/data");
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    let place =
+        map(PAGES * PAGE, protection, libc::MAP_PRIVATE, File::open(&path).unwrap().as_raw_fd()) as usize;
+    fs::write(path.with_extension("new"), [9; PAGE]).unwrap();
+    fs::rename(path.with_extension("new"), &path).unwrap();
+    // SAFETY: the pages are mapped writable.
+    let write =
+        move |page: usize, byte: u8| unsafe { ((place + page * PAGE) as *mut u8).write_bytes(byte, PAGE) };
+    // SAFETY: the pages are mapped readable.
+    let byte = move |page: usize| unsafe { ((place + page * PAGE) as *const u8).read_volatile() };
+    let bytes = move || (0..PAGES).map(byte).collect::<Vec<u8>>();
+    let (ask, answer) = (pipe(0), pipe(0));
+    fork(move || {
+        write(2, 0xcc);
+        write(5, 0xcc);
+        while take(ask[0], 1).is_ok_and(|bytes| !bytes.is_empty()) {
+            if put(answer[1], &bytes()).is_err() {
+                return 1;
+            }
+        }
+        0
+    });
+    write(3, 0xbb);
+    write(5, 0xbb);
+    stage.serve(move |_| {
+        put(ask[1], b"?").map_err(|error| error.to_string())?;
+        let child = take(answer[0], PAGES).map_err(|error| error.to_string())?;
+        verify!(child == [1, 2, 0xcc, 4, 5, 0xcc, 7, 8], "the child has {child:x?}");
+        let own = bytes();
+        verify!(own == [1, 2, 3, 0xbb, 5, 0xbb, 7, 8], "the parent has {own:x?}");
+        Ok(())
+    });
 }
 
 fn deleted_or_cut_before() -> Outcome {

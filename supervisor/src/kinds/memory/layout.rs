@@ -17,6 +17,8 @@ pub(super) const HIGHEST_KEY: u8 = 15;
 /// `MCL_FUTURE` and `MCL_ONFAULT`.
 const FUTURE: u32 = 2;
 const ON_FAULT: u32 = 4;
+/// `PR_GET_MEMORY_MERGE` (Linux 6.4).
+const GET_MEMORY_MERGE: i32 = 68;
 /// An address that no program has.
 const NOWHERE: u64 = 0x7fff_ffff_f000;
 
@@ -24,7 +26,16 @@ const NOWHERE: u64 = 0x7fff_ffff_f000;
 pub(super) fn layout(process: &mut FrozenProcess, records: &mut Records) -> Result<Layout> {
     let mut batch = Batch::new();
     let brk = batch.call("brk", libc::SYS_brk, [0.into()]);
+    let none = 0.into();
+    let arguments = [GET_MEMORY_MERGE.into(), none, none, none, none];
+    let merges = batch.call("asking whether pages are merged", libc::SYS_prctl, arguments);
     let outcome = process.run(&batch)?;
+    if outcome.get(merges).is_ok_and(|merges| merges != 0) {
+        records.degraded.push(format!(
+            "{}: equal pages of memory that it maps later are not merged (PR_SET_MEMORY_MERGE)",
+            process.subject()
+        ));
+    }
     let heap_end = outcome.get(brk).unwrap_or(process.stat.heap);
     let auxiliary_vector = read::file(process.pid, "auxv")?;
     let stat = process.stat.clone();

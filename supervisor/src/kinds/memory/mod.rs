@@ -15,6 +15,7 @@
 
 pub mod attributes;
 pub mod build;
+mod by_memory;
 pub mod fill;
 mod layout;
 pub mod mapped_file;

@@ -1,5 +1,6 @@
 //! What a mapping with an inode maps: a file, a segment of shared memory, or something that can't be kept.
 
+use super::by_memory;
 use super::mapped_file::{named, nameless};
 use super::observe::At;
 use crate::error::{Error, Result, code};
@@ -7,14 +8,13 @@ use crate::frozen::FrozenProcess;
 use crate::kinds::segment::observe::{self, observe_secret, observe_segment};
 use crate::proc::maps::MapLine;
 use crate::proc::read;
-use crate::records::{FoundRun, MemoryContent, Records, RunContent};
+use crate::records::Records;
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
-use vckpt_image_format::record::mmap_memory::PageOwner;
+use vckpt_image_format::Text;
 use vckpt_image_format::record::process_map::{MappedFile, Mapping, Source};
-use vckpt_image_format::record::shared_segment::{Origin, SharedSegment};
-use vckpt_image_format::{SegmentId, Text};
+use vckpt_image_format::record::shared_segment::Origin;
 
 /// The source of a mapping that has an inode.
 pub(super) fn file_source(at: At<'_>, mapping: &Mapping, records: &mut Records) -> Result<Source> {
@@ -52,6 +52,9 @@ pub(super) fn file_source(at: At<'_>, mapping: &Mapping, records: &mut Records) 
             MappedFile { path, nameless: None, embedded: false, size: 0, modified: 0, writable: false };
         return Ok(Source::File { file, offset: line.offset });
     }
+    if !mapping.shared && line.deleted && is_denied(&opened) {
+        return Ok(Source::File { file: by_memory::file(at, path, records)?, offset: line.offset });
+    }
     let file = opened.map_err(|error| {
         Error::system(code::MAPPING, "it maps a file whose name is gone or leads to another file", error)
             .hint("run vckpt as root, which may open the file behind the mapping")
@@ -82,9 +85,7 @@ pub(super) fn is_secret(line: &MapLine) -> bool {
 /// same file, or as the program.
 fn way(process: &FrozenProcess, line: &MapLine) -> PathBuf {
     let mapped = read::path(process.pid, &format!("map_files/{:x}-{:x}", line.start, line.end));
-    let denied =
-        std::fs::metadata(&mapped).is_err_and(|error| error.kind() == std::io::ErrorKind::PermissionDenied);
-    if denied {
+    if is_denied(&std::fs::metadata(&mapped)) {
         let numbers = read::numbers(process.pid, "fd").unwrap_or_default();
         let descriptors = numbers.into_iter().map(|number| format!("fd/{number}"));
         for name in descriptors.chain(["exe".to_owned()]) {
@@ -96,6 +97,10 @@ fn way(process: &FrozenProcess, line: &MapLine) -> PathBuf {
         }
     }
     mapped
+}
+
+fn is_denied<T>(result: &std::io::Result<T>) -> bool {
+    result.as_ref().is_err_and(|error| error.kind() == std::io::ErrorKind::PermissionDenied)
 }
 
 /// The file behind a mapping, open for reading.
@@ -165,58 +170,10 @@ fn segment_source(
         Err(_) => {
             let (id, first) = records.segment(inode);
             if first {
-                by_memory(at, id, exact, origin, records)?;
+                by_memory::segment(at, id, exact, origin, records)?;
             }
             id
         }
     };
     Ok(Source::Segment { segment, offset: line.offset })
-}
-
-/// A segment whose file can't be opened: its pages are read through the mappings that the processes have of it.
-fn by_memory(
-    at: At<'_>,
-    id: SegmentId,
-    exact: Option<u64>,
-    origin: Origin,
-    records: &mut Records,
-) -> Result<()> {
-    let mut pieces: Vec<(&FrozenProcess, &MapLine)> = at
-        .tree
-        .iter()
-        .flat_map(|process| process.maps.iter().map(move |line| (process, line)))
-        .filter(|(_, line)| (line.device, line.inode) == (at.line.device, at.line.inode))
-        .filter(|(_, line)| line.name == at.line.name)
-        .collect();
-    pieces.sort_by_key(|(_, line)| line.offset);
-    let end = |line: &MapLine| line.offset + (line.end - line.start);
-    let size = exact.or_else(|| pieces.iter().map(|(_, line)| end(line)).max()).unwrap_or(0);
-    if matches!(origin, Origin::Memfd { .. }) {
-        let name = String::from_utf8_lossy(&at.line.name);
-        records.degraded.push(format!("{name}: its seals and exact size can't be seen, for it is not open"));
-    }
-    records.push(SharedSegment { id, size, origin, huge_page: huge_page(at.line) });
-    let mut position = 0;
-    let mut missing = 0;
-    for (process, line) in pieces {
-        let Some(part) = end(line).checked_sub(position.max(line.offset)).filter(|&part| part > 0) else {
-            continue;
-        };
-        missing += line.offset.saturating_sub(position);
-        let run = FoundRun { start: line.end - part, end: line.end, content: RunContent::Anonymous };
-        records.memories.push(MemoryContent {
-            owner: PageOwner::Segment(id),
-            pid: process.pid,
-            memory: process.memory.try_clone().map_err(|error| read::failure(process.pid, "mem", &error))?,
-            base: line.start.wrapping_sub(line.offset),
-            runs: vec![run],
-        });
-        position = end(line);
-    }
-    if missing > 0 {
-        records
-            .degraded
-            .push(format!("{missing} bytes of shared memory that no process maps could not be read"));
-    }
-    Ok(())
 }

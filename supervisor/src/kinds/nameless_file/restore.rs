@@ -110,7 +110,7 @@ impl MakeNamelessFile {
                 directory.display()
             ));
         }
-        let made = make_nameless(directory).map_err(|errno| {
+        let made = self.make_somewhere(directory, restoring).map_err(|errno| {
             failed("making a file without a name", errno).about(Subject::path(directory.display()))
         })?;
         let file = File::from(made);
@@ -123,6 +123,28 @@ impl MakeNamelessFile {
         // A program can't be run from a file that anybody has open for writing.
         open_again(file.as_fd(), libc::O_RDONLY.cast_unsigned())
             .map_err(|errno| failed("opening a file that was made again", errno))
+    }
+
+    /// Where it was, or in the folder for temporary files if that may not be written.
+    fn make_somewhere(
+        &self,
+        directory: &Path,
+        restoring: &mut Restoring<'_>,
+    ) -> std::result::Result<OwnedFd, rustix::io::Errno> {
+        use rustix::io::Errno;
+        match make_nameless(directory) {
+            Err(Errno::ACCESS | Errno::PERM | Errno::ROFS) => {
+                let other = restoring.path(&std::env::temp_dir());
+                let made = make_nameless(&other)?;
+                restoring.degraded.push(format!(
+                    "{}: its directory may not be written; the file was made in {}",
+                    self.file.path,
+                    other.display()
+                ));
+                Ok(made)
+            }
+            made => made,
+        }
     }
 
     /// Owner, permissions, time: after the content, whose writing changes them.
