@@ -36,6 +36,8 @@ mod commands;
 mod damaged;
 mod events;
 mod files;
+mod guards;
+mod keys;
 mod kills;
 mod locks;
 mod mapped_files;
@@ -51,6 +53,7 @@ mod signals;
 mod small_stacks;
 mod sockets;
 mod spin;
+mod system_v;
 mod terminal;
 mod threads;
 mod timers;
@@ -73,7 +76,10 @@ const TOPICS: &[Topic] = &[
     tree::TOPIC,
     memory::TOPIC,
     ranges::TOPIC,
+    guards::TOPIC,
+    keys::TOPIC,
     segments::TOPIC,
+    system_v::TOPIC,
     mapped_files::TOPIC,
     aio::TOPIC,
     files::TOPIC,

@@ -1,4 +1,4 @@
-//! Attributes of ranges of memory: growing, guarded, locked, advised, named, placed, keyed, sealed, at the ends of what
+//! Attributes of ranges of memory: growing, locked, advised, named, placed, sealed, at the ends of what
 //! there is, and very many.
 
 use std::fs;
@@ -7,20 +7,20 @@ use std::io::Error;
 use crate::harness::case::{two_rounds, two_rounds_with};
 use crate::harness::{Outcome, Topic, skip};
 use crate::stage::kernel::{check, fork, map, pipe, put, take, wait};
-use crate::stage::{Stage, Verdict, verify};
+use crate::stage::memory::{
+    OWN, PAGE, READ, WRITE, advise, at, described, descriptions, mark, protect, seen, unchanged,
+};
+use crate::stage::{Stage, verify};
 
 pub(crate) const TOPIC: Topic = Topic {
     name: "ranges",
     fixtures: &[
         ("growing", growing),
         ("deep_stack", deep_stack),
-        ("guarded", guarded),
-        ("guarded_relatives", guarded_relatives),
         ("locked", locked),
         ("advised", advised),
         ("named", named),
         ("placed", placed),
-        ("keyed", keyed),
         ("droppable", droppable),
         ("countless", countless),
         ("ends", ends),
@@ -29,14 +29,11 @@ pub(crate) const TOPIC: Topic = Topic {
     cases: &[
         ("growing_down", || two_rounds("growing")),
         ("stack_near_its_limit", || two_rounds("deep_stack")),
-        ("guard_regions", || with_guards("guarded")),
-        ("guard_regions_of_relatives", || with_guards("guarded_relatives")),
         ("locked", || two_rounds_with("locked", &["2"])),
         ("locked_on_fault", || two_rounds_with("locked", &["6"])),
         ("advised", || two_rounds("advised")),
         ("named", with_names),
         ("placed", || two_rounds("placed")),
-        ("keyed_and_execute_only", with_keys),
         ("droppable", with_droppable),
         ("countless", || two_rounds("countless")),
         ("ends_of_the_space", || two_rounds("ends")),
@@ -44,83 +41,8 @@ pub(crate) const TOPIC: Topic = Topic {
     ],
 };
 
-const PAGE: usize = 4096;
-const READ: i32 = libc::PROT_READ;
-const WRITE: i32 = libc::PROT_WRITE;
-const OWN: i32 = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-const GUARD_INSTALL: i32 = 102;
-const GUARD_REMOVE: i32 = 103;
 const DROPPABLE: i32 = 0x08;
 const SYS_MSEAL: i64 = 462;
-
-fn at(place: *mut u8, page: usize) -> *mut u8 {
-    place.wrapping_add(page * PAGE)
-}
-
-/// Writes a number into the first word of a page.
-fn mark(place: *mut u8, value: u64) {
-    // SAFETY: callers pass pages that they have mapped writable.
-    unsafe { place.cast::<u64>().write_volatile(value) };
-}
-
-fn seen(place: *const u8) -> u64 {
-    // SAFETY: callers pass pages that can be read.
-    unsafe { place.cast::<u64>().read_volatile() }
-}
-
-fn advise(place: *mut u8, length: usize, advice: i32) -> bool {
-    // SAFETY: callers own the range.
-    unsafe { libc::madvise(place.cast(), length, advice) == 0 }
-}
-
-fn protect(place: *mut u8, length: usize, protection: i32) {
-    // SAFETY: callers own the range.
-    check(unsafe { libc::mprotect(place.cast(), length, protection) }).unwrap();
-}
-
-/// Whether the kernel can read a byte there for us: with no more rights than we have.
-fn readable(place: *const u8) -> bool {
-    let ends = pipe(0);
-    // SAFETY: the kernel checks the address.
-    let written = unsafe { libc::write(ends[1], place.cast(), 1) };
-    for end in ends {
-        // SAFETY: the descriptor is ours.
-        unsafe { libc::close(end) };
-    }
-    written == 1
-}
-
-/// What smaps says of the mapping at an address, without the counters.
-fn described(place: *const u8) -> String {
-    let text = fs::read_to_string("/proc/self/smaps").unwrap_or_default();
-    let (mut found, mut inside) = (String::new(), false);
-    for line in text.lines() {
-        let range = line.split(' ').next().and_then(|range| range.split_once('-'));
-        let range = range.map(|(start, end)| [start, end].map(|text| usize::from_str_radix(text, 16)));
-        if let Some([Ok(start), Ok(end)]) = range {
-            inside = (start..end).contains(&place.addr());
-            if inside {
-                found.push_str(&line.split_whitespace().skip(1).collect::<Vec<_>>().join(" "));
-            }
-        } else if inside && (line.starts_with("VmFlags") || line.starts_with("ProtectionKey")) {
-            found.push_str(&format!(" {}", line.split_whitespace().collect::<Vec<_>>().join(" ")));
-        }
-    }
-    found
-}
-
-/// Fails unless smaps says the same of each of these places as before.
-fn unchanged(before: &[(usize, String)]) -> Verdict {
-    for (place, text) in before {
-        let now = described(*place as *const u8);
-        verify!(now == *text, "{place:#x} was {text}\nand is {now}");
-    }
-    Ok(())
-}
-
-fn descriptions(places: &[*mut u8]) -> Vec<(usize, String)> {
-    places.iter().map(|&place| (place as usize, described(place))).collect()
-}
 
 fn growing(stage: Stage) {
     // Room below: more than the kernel's gap of 1 MiB in front of a stack.
@@ -185,86 +107,6 @@ fn deep_stack(stage: Stage) {
     let here = std::hint::black_box(&limit) as *const libc::rlimit;
     // Collecting the facts needs some of what is left.
     dive(here.addr() - (limit.rlim_cur as usize) + (512 << 10), &stage);
-}
-
-fn with_guards(fixture: &str) -> Outcome {
-    let page = map(PAGE, READ | WRITE, OWN, -1);
-    let known = advise(page, PAGE, GUARD_INSTALL);
-    // SAFETY: the page was mapped above.
-    unsafe { libc::munmap(page.cast(), PAGE) };
-    if known { two_rounds(fixture) } else { skip("guard regions (Linux 6.13)") }
-}
-
-fn guarded(stage: Stage) {
-    const PAGES: usize = 64;
-    let guards = [0, 3, 4, 5, 17, 63];
-    let place = map(PAGES * PAGE, READ | WRITE, OWN, -1);
-    let file = fs::File::options().read(true).write(true).create_new(true).open(stage.path("file")).unwrap();
-    file.set_len(16 * PAGE as u64).unwrap();
-    let number = std::os::fd::AsRawFd::as_raw_fd(&file);
-    let over_file = map(16 * PAGE, READ | WRITE, libc::MAP_PRIVATE, number);
-    let none = map(4 * PAGE, READ | WRITE, OWN, -1);
-    for page in 0..PAGES {
-        mark(at(place, page), page as u64 + 1);
-    }
-    mark(at(over_file, 2), 5);
-    for page in guards {
-        assert!(advise(at(place, page), PAGE, GUARD_INSTALL));
-    }
-    assert!(advise(at(none, 1), PAGE, GUARD_INSTALL));
-    protect(none, 4 * PAGE, libc::PROT_NONE);
-    // Those upon files came later than the others.
-    let file_guarded = advise(at(over_file, 8), PAGE, GUARD_INSTALL);
-    let (place, over_file, none) = (place as usize, over_file as usize, none as usize);
-    stage.serve(move |_| {
-        let (place, over_file, none) = (place as *mut u8, over_file as *mut u8, none as *mut u8);
-        for page in 0..PAGES {
-            let guard = guards.contains(&page);
-            verify!(readable(at(place, page)) != guard, "page {page} has a guard: {}", !guard);
-            verify!(guard || seen(at(place, page)) == page as u64 + 1, "page {page} has lost its content");
-        }
-        verify!(seen(at(over_file, 2)) == 5, "a page over a file");
-        verify!(readable(at(over_file, 8)) != file_guarded, "the guard over a file");
-        protect(none, 4 * PAGE, READ);
-        verify!(readable(none) && !readable(at(none, 1)), "the guard under PROT_NONE");
-        protect(none, 4 * PAGE, libc::PROT_NONE);
-        Ok(())
-    });
-}
-
-/// A child that has another guard than its parent, in memory that they share by copy-on-write.
-fn guarded_relatives(stage: Stage) {
-    let place = map(8 * PAGE, READ | WRITE, OWN, -1) as usize;
-    let page = move |number| at(place as *mut u8, number);
-    for number in 0..8 {
-        mark(page(number), number as u64 + 1);
-    }
-    assert!(advise(page(1), PAGE, GUARD_INSTALL));
-    assert!(advise(page(2), PAGE, GUARD_INSTALL));
-    let (ask, answer) = (pipe(0), pipe(0));
-    let guards = move || (0..8).map(|number| u8::from(!readable(page(number)))).collect::<Vec<u8>>();
-    fork(move || {
-        assert!(advise(page(2), PAGE, GUARD_REMOVE));
-        assert!(advise(page(5), PAGE, GUARD_INSTALL));
-        while take(ask[0], 1).is_ok_and(|bytes| !bytes.is_empty()) {
-            let good = seen(page(2)) == 0 && seen(page(3)) == 4 && seen(page(0)) == 1;
-            let mut seen = guards();
-            seen.push(u8::from(good));
-            if put(answer[1], &seen).is_err() {
-                return 1;
-            }
-        }
-        0
-    });
-    stage.serve(move |_| {
-        put(ask[1], b"?").map_err(|error| error.to_string())?;
-        let child = take(answer[0], 9).map_err(|error| error.to_string())?;
-        verify!(child == [0, 1, 0, 0, 0, 1, 0, 0, 1], "guards and content of the child: {child:?}");
-        let own = guards();
-        verify!(own == [0, 1, 1, 0, 0, 0, 0, 0], "guards of the parent: {own:?}");
-        verify!(seen(page(5)) == 6, "the parent lost what the child has guarded");
-        Ok(())
-    });
 }
 
 fn locked(stage: Stage) {
@@ -402,71 +244,6 @@ fn placed(stage: Stage) {
         verify!((0..8).all(|page| seen(at(place as *mut u8, page)) == page as u64), "contents");
         Ok(())
     });
-}
-
-fn new_key(rights: u64) -> i64 {
-    // SAFETY: plain numbers.
-    unsafe { libc::syscall(libc::SYS_pkey_alloc, 0, rights) }
-}
-
-fn free_key(key: i64) -> i64 {
-    // SAFETY: a plain number.
-    unsafe { libc::syscall(libc::SYS_pkey_free, key) }
-}
-
-fn give_key(place: *mut u8, key: i64) {
-    // SAFETY: the page is the caller's.
-    let result = unsafe { libc::syscall(libc::SYS_pkey_mprotect, place, PAGE, READ | WRITE, key) };
-    assert_eq!(result, 0, "pkey_mprotect: {}", Error::last_os_error());
-}
-
-fn with_keys() -> Outcome {
-    let key = new_key(0);
-    if key < 0 {
-        return skip("memory protection keys");
-    }
-    free_key(key);
-    two_rounds("keyed")
-}
-
-/// Keys with and without access, one that is free again between them, and code that can only be executed.
-fn keyed(stage: Stage) {
-    let place = map(8 * PAGE, READ | WRITE, OWN, -1);
-    for page in 0..8 {
-        mark(at(place, page), 100 + page as u64);
-    }
-    let (open, free, closed) = (new_key(0), new_key(0), new_key(1));
-    give_key(at(place, 1), open);
-    give_key(at(place, 3), closed);
-    let code = at(place, 6);
-    // SAFETY: the page is ours: mov eax, 42; ret.
-    unsafe { code.copy_from(b"\xb8\x2a\0\0\0\xc3".as_ptr(), 6) };
-    protect(code, PAGE, libc::PROT_EXEC);
-    free_key(free);
-    let before = descriptions(&[at(place, 1), at(place, 3), code]);
-    let hidden = !readable(code);
-    let place = place as usize;
-    stage.serve(move |_| {
-        unchanged(&before)?;
-        let page = |number| at(place as *mut u8, number);
-        verify!(seen(page(1)) == 101 && readable(page(1)), "memory with an open key");
-        verify!(!readable(page(3)), "memory with a closed key can be read");
-        give_key(page(3), open);
-        verify!(seen(page(3)) == 103, "the content of memory with a closed key");
-        give_key(page(3), closed);
-        verify!(readable(code_at(place)) != hidden, "memory that can only be executed can be read");
-        // SAFETY: the page has a function of this type.
-        let call: extern "C" fn() -> i32 = unsafe { std::mem::transmute(code_at(place)) };
-        verify!(call() == 42, "code that can only be executed");
-        let next = new_key(0);
-        free_key(next);
-        verify!(next == free, "the next key is {next} instead of {free}");
-        Ok(())
-    });
-}
-
-fn code_at(place: usize) -> *const u8 {
-    at(place as *mut u8, 6)
 }
 
 fn with_droppable() -> Outcome {

@@ -148,3 +148,18 @@ pub fn maps(image: &Image) -> Result<Maps> {
     }
     Ok(maps)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_in_both_lists_is_cut_to_both() {
+        let one = [(0x1000, 0x4000), (0x6000, 0x7000), (0x9000, 0xf000)];
+        let other = [(0x2000, 0x3000), (0x3000, 0x6000), (0xa000, 0xb000), (0xc000, 0xd000)];
+        assert_eq!(
+            common(&one, &other),
+            [(0x2000, 0x3000), (0x3000, 0x4000), (0xa000, 0xb000), (0xc000, 0xd000)]
+        );
+    }
+}
