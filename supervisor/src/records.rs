@@ -75,6 +75,8 @@ pub enum RunContent {
     OverFile,
     /// The parent has the same pages at the same addresses.
     Parent,
+    /// A guard region.
+    Guard,
 }
 
 /// Everything that was observed.
@@ -88,6 +90,8 @@ pub struct Records {
     pub memories: Vec<MemoryContent>,
     /// What can't be kept exactly, in one line each.
     pub degraded: Vec<String>,
+    /// Whether the files behind mappings are to be stored too, as far as they are part of the program.
+    pub embed_files: bool,
     nameless_files: HashMap<Inode, NamelessFileId>,
     segments: HashMap<Inode, SegmentId>,
 }

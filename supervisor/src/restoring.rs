@@ -3,6 +3,7 @@
 //! Dropping it before the release ends every puppet and removes every path that was made: nothing is left behind.
 
 use crate::error::{Error, Result, Subject, code};
+use crate::kinds::segment::system_v::Held;
 use crate::namespaces;
 use crate::plan::Stage;
 use crate::stub::batch::{Batch, Outcome};
@@ -28,6 +29,8 @@ pub struct Restoring<'image> {
     pub descriptions: HashMap<DescriptionId, OwnedFd>,
     /// The shared segments that were made: open for reading and writing.
     pub segments: HashMap<SegmentId, OwnedFd>,
+    /// The System V segments that were found or made.
+    pub system_v: HashMap<SegmentId, Held>,
     /// The nameless files that were made: open for reading, and for writing where a mapping needs that.
     pub nameless_files: HashMap<NamelessFileId, OwnedFd>,
     /// Where the root directory of the application's mount namespace is seen from here; empty for our own.
@@ -64,6 +67,7 @@ impl<'image> Restoring<'image> {
             puppets: BTreeMap::new(),
             descriptions: HashMap::new(),
             segments: HashMap::new(),
+            system_v: HashMap::new(),
             nameless_files: HashMap::new(),
             root_directory: PathBuf::new(),
             degraded: Vec::new(),
@@ -161,6 +165,7 @@ impl<'image> Restoring<'image> {
                 Ok(()) | Err(_) => {}
             }
         }
+        self.system_v.values_mut().for_each(Held::keep);
         self.undo.release();
         Ok(())
     }

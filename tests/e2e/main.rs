@@ -29,24 +29,31 @@
 mod harness;
 mod stage;
 
+mod aio;
 mod attributes;
 mod blocked;
 mod commands;
 mod damaged;
 mod events;
 mod files;
+mod guards;
+mod keys;
 mod kills;
 mod locks;
+mod mapped_files;
 mod memory;
 mod outside;
 mod over;
 mod pipes;
+mod ranges;
 mod refusals;
+mod segments;
 mod servers;
 mod signals;
 mod small_stacks;
 mod sockets;
 mod spin;
+mod system_v;
 mod terminal;
 mod threads;
 mod timers;
@@ -68,6 +75,13 @@ const TOPICS: &[Topic] = &[
     small_stacks::TOPIC,
     tree::TOPIC,
     memory::TOPIC,
+    ranges::TOPIC,
+    guards::TOPIC,
+    keys::TOPIC,
+    segments::TOPIC,
+    system_v::TOPIC,
+    mapped_files::TOPIC,
+    aio::TOPIC,
     files::TOPIC,
     locks::TOPIC,
     pipes::TOPIC,

@@ -61,8 +61,12 @@ impl OpenFile {
             return rustix::io::fcntl_dupfd_cloexec(made, 0)
                 .map_err(|errno| self.failed("opening a file that was made again", errno));
         }
-        restore::open_again(made.as_fd(), flags & !(libc::O_DIRECTORY.cast_unsigned()))
-            .map_err(|errno| self.failed("opening a file that was made again", errno))
+        match restore::open_again(made.as_fd(), flags & !(libc::O_DIRECTORY.cast_unsigned())) {
+            // Secret memory can't be opened again: its one description is what all have.
+            Err(rustix::io::Errno::NXIO) => rustix::io::fcntl_dupfd_cloexec(made, 0),
+            opened => opened,
+        }
+        .map_err(|errno| self.failed("opening a file that was made again", errno))
     }
 
     fn open_by_path(&self, restoring: &Restoring<'_>) -> Result<OwnedFd> {
