@@ -115,6 +115,7 @@ fn two_rounds_of_system_v() -> Outcome {
     let cleaner = Cleaner(case.path("segment"));
     case.ask()?;
     if case.is_control() {
+        drop(cleaner);
         return case.finish(root);
     }
     // What is written to it meanwhile is not what the program had.
@@ -149,6 +150,7 @@ fn system_v_taken() -> Outcome {
     let cleaner = Cleaner(case.path("segment"));
     case.ask()?;
     if case.is_control() {
+        drop(cleaner);
         return case.finish(root);
     }
     let image = case.dump(root)?;
