@@ -5,7 +5,7 @@ use crate::error::{Error, Problems, Result, Subject, code};
 use crate::kinds::KINDS;
 use crate::place;
 use crate::plan::Plan;
-use crate::progress::Progress;
+use crate::progress::{Follow, Progress};
 use crate::restoring::{Released, Restoring};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
@@ -130,13 +130,14 @@ impl Restored {
     }
 }
 
-/// Restores a tree of processes.
+/// Restores a tree of processes. `progress` may end it by a break.
 ///
 /// # Errors
-/// Whatever stood in the way; then nothing is left of it.
-pub fn restore(request: Request, progress: &mut dyn FnMut(Progress)) -> Result<Restored> {
+/// Whatever stood in the way, or [`code::CANCELLED`]; then nothing is left of it.
+pub fn restore(request: Request, progress: &mut Follow<'_>) -> Result<Restored> {
     let begin = Instant::now();
-    progress(Progress { phase: "verify", done: 0, total: 0 });
+    // Not asked for the answer: the first step that changes anything asks again.
+    let _ = progress(Progress { phase: "verify", done: 0, total: 0 });
     let image = open(request.source)?;
     debug!(bytes = image.len(), elapsed = ?begin.elapsed(), "verified");
     let plan = plan(&image)?;
@@ -149,7 +150,7 @@ pub fn restore(request: Request, progress: &mut dyn FnMut(Progress)) -> Result<R
         Pids::Namespace => true,
         Pids::Automatic => !place::can_have_same_ids(&image)?,
     };
-    let attempt = |namespace: bool, progress: &mut dyn FnMut(Progress)| {
+    let attempt = |namespace: bool, progress: &mut Follow<'_>| {
         let mut restoring = Restoring::new(&image, snapshot.root, place);
         restoring.detached = request.detach;
         if namespace {

@@ -55,6 +55,8 @@ macro_rules! codes {
 codes! {
     /// A broken assumption of ours.
     INTERNAL = "VC-INT-001", Internal, "this is a fault of vckpt: please report it with the output of the same command and -vv";
+    /// Whoever called has ended it.
+    CANCELLED = "VC-INT-002", Internal, "run the same command again";
     /// There is no such process.
     NO_PROCESS = "VC-PID-001", Unsupported, "look for the process ID with ps or pgrep";
     /// The process may not be traced.
