@@ -21,7 +21,7 @@ const CHUNK: usize = 512;
 /// The pages of a process that are to be stored; `parent` is its parent in the tree with its mappings.
 ///
 /// # Errors
-/// [`code::HOST_FEATURE`] without `PAGEMAP_SCAN`; [`code::PROC`].
+/// [`code::PROC`].
 pub fn find(
     process: &FrozenProcess,
     mappings: &[Mapping],
@@ -30,11 +30,8 @@ pub fn find(
     let pagemap = open(process.pid)?;
     let mut runs = Vec::new();
     for mapping in mappings {
-        scan(&pagemap, mapping, &mut runs).map_err(|errno| {
-            Error::system(code::HOST_FEATURE, "finding pages (PAGEMAP_SCAN)", errno)
-                .hint("Linux 6.7 or later is needed")
-                .about(process.subject())
-        })?;
+        scan(&pagemap, mapping, &mut runs)
+            .map_err(|errno| Error::system(code::PROC, "finding pages", errno).about(process.subject()))?;
     }
     if let Some((parent, parent_mappings)) = parent {
         let ranges = sharing::common_ranges(parent_mappings, mappings);
