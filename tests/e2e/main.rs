@@ -40,6 +40,7 @@ mod locks;
 mod memory;
 mod outside;
 mod over;
+mod paths;
 mod pipes;
 mod refusals;
 mod servers;
@@ -69,6 +70,7 @@ const TOPICS: &[Topic] = &[
     tree::TOPIC,
     memory::TOPIC,
     files::TOPIC,
+    paths::TOPIC,
     locks::TOPIC,
     pipes::TOPIC,
     outside::TOPIC,

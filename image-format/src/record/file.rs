@@ -30,7 +30,7 @@ pub enum Target {
         /// Its modification time, in nanoseconds since 1970.
         modified: i64,
     },
-    /// A regular file without a name: its content travels in the image.
+    /// A file without a name, of any sort: what it was travels in the image.
     Nameless(NamelessFileId),
     /// A memory file (`memfd_create(2)`).
     Segment(SegmentId),

@@ -9,13 +9,14 @@ use vckpt_image_format::record::description::Description;
 use vckpt_image_format::record::epoll::Epoll;
 use vckpt_image_format::record::event_descriptor::EventDescriptor;
 use vckpt_image_format::record::file::{File, Target};
+use vckpt_image_format::record::nameless_file::{NamelessFile, Sort};
 use vckpt_image_format::record::pipe::{Pipe, Reach};
 use vckpt_image_format::record::process::{Living, Process};
 use vckpt_image_format::record::signal_descriptor::SignalDescriptor;
 use vckpt_image_format::record::terminal::Terminal;
 use vckpt_image_format::record::timer_descriptor::TimerDescriptor;
 use vckpt_image_format::record::unix_socket::UnixSocket;
-use vckpt_image_format::{DescriptionId, FormatError, Image, Record};
+use vckpt_image_format::{DescriptionId, FormatError, Image, NamelessFileId, Record};
 
 /// A line of lsof.
 #[derive(Debug, Clone, Serialize)]
@@ -64,7 +65,8 @@ fn of_process(
     };
     let mut rows = Vec::new();
     for context in view.directories.iter().filter(|record| record.context == living.file_system_context) {
-        rows.push(row("cwd", "DIR", String::new(), context.directory.to_string()));
+        let gone = if context.nameless.is_some() { " (deleted)" } else { "" };
+        rows.push(row("cwd", "DIR", String::new(), format!("{}{gone}", context.directory)));
         rows.push(row("rtd", "DIR", String::new(), context.root.to_string()));
     }
     if let Some(layout) = view.spaces.get(&living.memory).and_then(|space| space.layout.as_ref()) {
@@ -105,11 +107,22 @@ fn opened(image: &Image) -> Result<HashMap<DescriptionId, Opened>, FormatError> 
     let mut add = |description: &Description, kind, size_or_offset: String, name: String| {
         known.insert(description.id, Opened { flags: description.flags, kind, size_or_offset, name });
     };
+    let sorts: HashMap<NamelessFileId, Sort> =
+        image.all::<NamelessFile>()?.into_iter().map(|file| (file.id, file.sort)).collect();
     for file in image.all::<File>()? {
         let offset = format!("0t{}", file.position);
         let (kind, name) = match file.target {
             Target::Regular { .. } => ("REG", file.path.to_string()),
-            Target::Nameless(_) => ("REG", format!("{} (deleted)", file.path)),
+            Target::Nameless(id) => {
+                let kind = match sorts.get(&id) {
+                    Some(Sort::Directory) => "DIR",
+                    Some(Sort::Fifo) => "FIFO",
+                    Some(Sort::Socket) => "SOCK",
+                    Some(Sort::SymbolicLink(_)) => "LINK",
+                    Some(Sort::Regular) | None => "REG",
+                };
+                (kind, format!("{} (deleted)", file.path))
+            }
             Target::Segment(_) => ("REG", file.path.to_string()),
             Target::Directory => ("DIR", file.path.to_string()),
             Target::CharacterDevice { .. } => ("CHR", file.path.to_string()),
@@ -120,6 +133,9 @@ fn opened(image: &Image) -> Result<HashMap<DescriptionId, Opened>, FormatError> 
     for pipe in image.all::<Pipe>()? {
         let mut name =
             pipe.path.as_ref().map_or_else(|| format!("pipe:[{}]", pipe.inode), ToString::to_string);
+        if pipe.nameless.is_some() {
+            name.push_str(" (deleted)");
+        }
         if pipe.reach == Reach::Outside {
             name.push_str(" (from outside)");
         }

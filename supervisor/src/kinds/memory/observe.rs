@@ -3,7 +3,7 @@
 use super::{attributes, pages};
 use crate::error::{Error, Problems, Result, code};
 use crate::frozen::{Frozen, FrozenProcess};
-use crate::kinds::nameless_file::observe::observe_nameless;
+use crate::kinds::nameless_file::{self, observe::observe_nameless};
 use crate::kinds::segment::observe_segment;
 use crate::proc::maps::MapLine;
 use crate::proc::read;
@@ -135,6 +135,9 @@ fn nameless(
         .map_err(|error| about(Error::system(code::MAPPING, "looking at a mapped file", error)))?;
     if !metadata.is_file() {
         return Err(about(Error::new(code::MAPPING, "it maps something that is no regular file")));
+    }
+    if let Some(other) = nameless_file::other_name(&path, (metadata.dev(), metadata.ino())) {
+        return Ok(described(other, &metadata, None, writable));
     }
     let id = observe_nameless(records, file.as_fd(), &path).map_err(about)?;
     Ok(described(path, &metadata, Some(id), writable))

@@ -1,5 +1,7 @@
 //! Making nameless files again.
 
+use super::place::Parents;
+use super::{node, place};
 use crate::error::{Error, Result, Subject, code};
 use crate::kinds::descriptor::all;
 use crate::kinds::descriptor::restore::open_again;
@@ -13,7 +15,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use vckpt_image_format::record::file::Target;
 use vckpt_image_format::record::mmap_memory::{MmapMemory, PageOwner, PageRun, PageSource};
-use vckpt_image_format::record::nameless_file::NamelessFile;
+use vckpt_image_format::record::nameless_file::{NamelessFile, Sort};
 use vckpt_image_format::record::process_map::{ProcessMap, Source};
 use vckpt_image_format::{Image, NamelessFileId, record};
 
@@ -79,18 +81,22 @@ impl Action for MakeNamelessFile {
 impl MakeNamelessFile {
     fn make(&self, restoring: &mut Restoring<'_>) -> Result<OwnedFd> {
         let path = restoring.path(self.file.path.as_path());
+        if self.file.sort != Sort::Regular {
+            return node::make(&path, &self.file);
+        }
         let wanted = path.parent().unwrap_or(Path::new("/"));
-        let directory = wanted.ancestors().find(|directory| directory.is_dir()).unwrap_or(Path::new("/"));
+        let parents = Parents::make(wanted);
+        let (made, directory) = make_anywhere(wanted).map_err(|errno| {
+            failed("making a file without a name", errno).about(Subject::path(wanted.display()))
+        })?;
+        drop(parents);
         if directory != wanted {
             restoring.degraded.push(format!(
-                "{}: its directory is gone; the file was made in {}",
+                "{}: nothing can be made in its directory; the file was made in {}",
                 self.file.path,
                 directory.display()
             ));
         }
-        let made = make_nameless(directory).map_err(|errno| {
-            failed("making a file without a name", errno).about(Subject::path(directory.display()))
-        })?;
         let file = File::from(made);
         file.set_len(self.file.size).map_err(|error| failed("setting the size of a file", error))?;
         for run in &self.runs {
@@ -129,18 +135,21 @@ fn make_nameless(directory: &Path) -> std::result::Result<OwnedFd, rustix::io::E
         Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::ISDIR | rustix::io::Errno::INVAL) => {}
         other => return other,
     }
-    for attempt in 0..100 {
-        let name: PathBuf = directory.join(format!(".vckpt-{}-{attempt}", std::process::id()));
-        match rustix::fs::open(&name, flags | OFlags::CREATE | OFlags::EXCL, mode) {
-            Err(rustix::io::Errno::EXIST) => {}
-            Err(errno) => return Err(errno),
-            Ok(file) => {
-                rustix::fs::unlinkat(CWD, &name, AtFlags::empty())?;
-                return Ok(file);
-            }
-        }
+    let (file, name) = place::new_name(directory, None, |name| {
+        rustix::fs::open(name, flags | OFlags::CREATE | OFlags::EXCL, mode)
+    })?;
+    rustix::fs::unlinkat(CWD, &name, AtFlags::empty())?;
+    Ok(file)
+}
+
+/// A file without a name in this directory; if it can't be there (a file system that was made read-only, say), in the
+/// one for temporary files. Also tells in which.
+fn make_anywhere(wanted: &Path) -> std::result::Result<(OwnedFd, PathBuf), rustix::io::Errno> {
+    let temporary = std::env::temp_dir();
+    match make_nameless(wanted) {
+        Ok(made) => Ok((made, wanted.to_path_buf())),
+        Err(errno) => make_nameless(&temporary).map(|made| (made, temporary)).map_err(|_| errno),
     }
-    Err(rustix::io::Errno::EXIST)
 }
 
 /// Copies a run of pages from the image; what reaches over the end of the file is left out.

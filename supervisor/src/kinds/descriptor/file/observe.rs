@@ -30,14 +30,19 @@ fn file(opened: &Opened, records: &mut Records) -> Result<File> {
         named(opened)
     } else if let Some(name) = memory_file_name(opened) {
         Target::Segment(memory_file(opened, name, records)?)
-    } else if opened.file_type() == libc::S_IFREG && !opened.is_path_only() {
-        path = nameless_file::old_path(&path);
-        let id = nameless_file::observe::observe_nameless(records, opened.file.as_fd(), &path);
-        Target::Nameless(id.map_err(|error| error.about(opened.subject.clone()))?)
-    } else {
+    } else if opened.file_type() == libc::S_IFDIR && opened.status.st_nlink > 0 {
         return Err(opened
-            .refuse(code::DESCRIPTOR_KIND, "the path of an open directory, device or link is gone")
-            .hint("its name was removed or leads elsewhere: close it before the dump"));
+            .refuse(code::DESCRIPTOR_KIND, "the path of an open directory leads elsewhere")
+            .hint("something may be mounted over it: close it before the dump"));
+    } else {
+        path = nameless_file::old_path(&path);
+        if let Some(other) = nameless_file::other_name(&path, opened.inode()) {
+            path = other;
+            named(opened)
+        } else {
+            let id = nameless_file::observe::observe_nameless(records, opened.file.as_fd(), &path);
+            Target::Nameless(id.map_err(|error| error.about(opened.subject.clone()))?)
+        }
     };
     Ok(File { description: opened.description.clone(), path, target, position: opened.info.position })
 }

@@ -54,6 +54,11 @@ impl OpenFile {
         let Some(made) = made else {
             return Err(Error::new(code::INTERNAL, "a file whose content was not made"));
         };
+        // A symbolic link can't be opened but by its name, and a description of it has no state.
+        if flags.cast_signed() & (libc::O_PATH | libc::O_NOFOLLOW) == libc::O_PATH | libc::O_NOFOLLOW {
+            return rustix::io::fcntl_dupfd_cloexec(made, 0)
+                .map_err(|errno| self.failed("opening a file that was made again", errno));
+        }
         // The description with which a file without a name was made shows that, so it is the one that made this file.
         let made_it = libc::O_TMPFILE | libc::O_RDWR;
         let both = [flags, crate::sys::file::status_flags(made.as_fd()).unwrap_or_default()];
@@ -61,7 +66,7 @@ impl OpenFile {
             return rustix::io::fcntl_dupfd_cloexec(made, 0)
                 .map_err(|errno| self.failed("opening a file that was made again", errno));
         }
-        restore::open_again(made.as_fd(), flags & !(libc::O_DIRECTORY.cast_unsigned()))
+        restore::open_again(made.as_fd(), flags)
             .map_err(|errno| self.failed("opening a file that was made again", errno))
     }
 

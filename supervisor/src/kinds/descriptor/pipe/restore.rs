@@ -9,12 +9,13 @@ use crate::restoring::Restoring;
 use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
 use std::os::fd::{AsFd, OwnedFd};
-use vckpt_image_format::Image;
+use std::path::PathBuf;
 use vckpt_image_format::record::Record;
 use vckpt_image_format::record::data_queued::{DataQueued, Queue};
 use vckpt_image_format::record::description::Description;
 use vckpt_image_format::record::pipe::{Pipe, Reach};
 use vckpt_image_format::record::snapshot::Snapshot;
+use vckpt_image_format::{Image, Text};
 
 /// Adds a step for each pipe, and one for all that lead outside.
 ///
@@ -56,7 +57,7 @@ impl Action for MakePipe {
             move |errno: Errno| Error::system(code::DESCRIPTOR_RESTORE, what, errno).about(subject.clone())
         };
         let (reader, writer) = match &self.pipe.path {
-            Some(path) => self.open_fifo(&restoring.path(path.as_path()))?,
+            Some(path) => self.open_fifo(&self.place(restoring, path))?,
             None => rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(failed("making a pipe"))?,
         };
         let capacity = usize::try_from(self.pipe.capacity).unwrap_or(usize::MAX);
@@ -98,6 +99,12 @@ impl MakePipe {
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.data.iter().flat_map(|record| &record.messages).map(|message| message.data.len()).sum()
+    }
+
+    /// Where a FIFO is to be found; one whose name is gone by the descriptor with which it was made again.
+    fn place(&self, restoring: &Restoring<'_>, path: &Text) -> PathBuf {
+        let made = self.pipe.nameless.and_then(|id| restoring.nameless_files.get(&id));
+        made.map_or_else(|| restoring.path(path.as_path()), |made| restore::by_descriptor(made.as_fd()))
     }
 
     /// A reading and a writing description of a FIFO, neither of which waits for somebody else.
