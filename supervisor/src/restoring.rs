@@ -24,6 +24,8 @@ pub struct Restoring<'image> {
     pub image: &'image Image,
     /// The puppets of all threads, by virtual thread ID; that of a process is its leader's.
     pub puppets: BTreeMap<TaskId, Puppet>,
+    /// The processes that have ended and were not waited for, as this program sees them.
+    pub zombies: BTreeMap<TaskId, i32>,
     /// The open file descriptions that were made, until they are in every table that has them.
     pub descriptions: HashMap<DescriptionId, OwnedFd>,
     /// The shared segments that were made: open for reading and writing.
@@ -62,6 +64,7 @@ impl<'image> Restoring<'image> {
         Self {
             image,
             puppets: BTreeMap::new(),
+            zombies: BTreeMap::new(),
             descriptions: HashMap::new(),
             segments: HashMap::new(),
             nameless_files: HashMap::new(),
@@ -231,6 +234,37 @@ impl Restoring<'_> {
     /// [`code::INTERNAL`] if there is no such task.
     pub fn system_id(&mut self, thread: TaskId) -> Result<i32> {
         Ok(self.puppet(thread)?.tid)
+    }
+
+    /// Lets something be made of a process that is started for that, and has ended afterwards: what processes leave
+    /// behind that nobody waits for any more.
+    ///
+    /// # Errors
+    /// If it can't be started; what `make` says.
+    pub fn with_mortal<T>(&mut self, make: impl FnOnce(i32) -> Result<T>) -> Result<T> {
+        let Some(init) = &mut self.init else {
+            let mut mortal = Puppet::start(TaskId(0), 0, &[], self.place)?;
+            let made = make(mortal.tid);
+            mortal.end(0)?;
+            return made;
+        };
+        // It has to be one of the PID namespace in which the tree is, where somebody must choose its ID. A number that
+        // is free of processes may still be that of a group or session.
+        let is_free = |id: &TaskId| !self.puppets.contains_key(id) && !self.zombies.contains_key(id);
+        let mut born = (2..32768).map(TaskId).filter(is_free).filter_map(|id| match init.spawn(id, 0, 0) {
+            Err(error) if error.code == code::PID_TAKEN => None,
+            result => Some(result),
+        });
+        let mut mortal =
+            born.next().ok_or_else(|| Error::new(code::PID_TAKEN, "no process ID is free"))??;
+        drop(born);
+        let made = make(mortal.tid);
+        mortal.end(0)?;
+        let mut batch = Batch::new();
+        let arguments = [mortal.id.0.into(), 0.into(), libc::__WALL.into(), 0.into()];
+        batch.must("waiting for a process that has ended", libc::SYS_wait4, arguments);
+        init.run(&batch)?;
+        made
     }
 
     /// A path as the application has it, as this program reaches it.

@@ -35,6 +35,7 @@ mod commands;
 mod damaged;
 mod events;
 mod files;
+mod handles;
 mod kills;
 mod locks;
 mod memory;
@@ -71,6 +72,7 @@ const TOPICS: &[Topic] = &[
     memory::TOPIC,
     files::TOPIC,
     paths::TOPIC,
+    handles::TOPIC,
     locks::TOPIC,
     pipes::TOPIC,
     outside::TOPIC,

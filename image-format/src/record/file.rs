@@ -48,11 +48,13 @@ pub enum Target {
         /// `st_mode & S_IFMT`.
         file_type: u32,
     },
+    /// A file of `/proc` about a task that has ended and was waited for.
+    OfEndedTask,
 }
 
 impl Record for File {
     const KIND: Kind = Kind::File;
-    const VERSION: u16 = 1;
+    const VERSION: u16 = 2;
 
     fn name(&self) -> String {
         let word = match self.target {
@@ -62,6 +64,7 @@ impl Record for File {
             Target::Directory => "directory",
             Target::CharacterDevice { .. } => "device",
             Target::PathOnly { .. } => "path",
+            Target::OfEndedTask => "file of an ended task",
         };
         format!("{word} {}", self.path)
     }
@@ -78,7 +81,8 @@ impl Record for File {
             Target::Regular { .. }
             | Target::Directory
             | Target::CharacterDevice { .. }
-            | Target::PathOnly { .. } => {}
+            | Target::PathOnly { .. }
+            | Target::OfEndedTask => {}
         }
         identities
     }

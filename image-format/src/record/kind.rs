@@ -119,6 +119,10 @@ kinds! {
     UnixSocket = 80, "unix socket";
     /// A file without a name whose content is in the image.
     NamelessFile = 81, "nameless file";
+    /// A pidfd.
+    ProcessDescriptor = 90, "process descriptor";
+    /// A descriptor of a namespace.
+    NamespaceDescriptor = 91, "namespace descriptor";
 }
 
 impl fmt::Display for Kind {

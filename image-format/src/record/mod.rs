@@ -18,9 +18,11 @@ pub mod kind;
 pub mod lightweight_process;
 pub mod mmap_memory;
 pub mod nameless_file;
+pub mod namespace_descriptor;
 pub mod pipe;
 pub mod platform_name;
 pub mod process;
+pub mod process_descriptor;
 pub mod process_map;
 pub mod process_status;
 pub mod resource_limit;
@@ -156,4 +158,6 @@ pub const REGISTRY: &[Entry] = &[
     entry::<unix_socket::UnixSocket>(),
     entry::<connection::Connection>(),
     entry::<terminal::Terminal>(),
+    entry::<process_descriptor::ProcessDescriptor>(),
+    entry::<namespace_descriptor::NamespaceDescriptor>(),
 ];

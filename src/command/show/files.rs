@@ -10,8 +10,10 @@ use vckpt_image_format::record::epoll::Epoll;
 use vckpt_image_format::record::event_descriptor::EventDescriptor;
 use vckpt_image_format::record::file::{File, Target};
 use vckpt_image_format::record::nameless_file::{NamelessFile, Sort};
+use vckpt_image_format::record::namespace_descriptor::NamespaceDescriptor;
 use vckpt_image_format::record::pipe::{Pipe, Reach};
 use vckpt_image_format::record::process::{Living, Process};
+use vckpt_image_format::record::process_descriptor::ProcessDescriptor;
 use vckpt_image_format::record::signal_descriptor::SignalDescriptor;
 use vckpt_image_format::record::terminal::Terminal;
 use vckpt_image_format::record::timer_descriptor::TimerDescriptor;
@@ -127,6 +129,7 @@ fn opened(image: &Image) -> Result<HashMap<DescriptionId, Opened>, FormatError> 
             Target::Directory => ("DIR", file.path.to_string()),
             Target::CharacterDevice { .. } => ("CHR", file.path.to_string()),
             Target::PathOnly { .. } => ("PATH", file.path.to_string()),
+            Target::OfEndedTask => ("REG", format!("{} (ended)", file.path)),
         };
         add(&file.description, kind, offset, name);
     }
@@ -145,6 +148,12 @@ fn opened(image: &Image) -> Result<HashMap<DescriptionId, Opened>, FormatError> 
         for opened in &terminal.descriptions {
             add(&opened.description, "CHR", "0t0".to_owned(), terminal.path.to_string());
         }
+    }
+    for record in image.all::<ProcessDescriptor>()? {
+        add(&record.description, "a_inode", "0".to_owned(), format!("[{}]", record.name()));
+    }
+    for record in image.all::<NamespaceDescriptor>()? {
+        add(&record.description, "REG", "0t0".to_owned(), record.name());
     }
     for record in image.all::<EventDescriptor>()? {
         add(&record.description, "a_inode", "0".to_owned(), format!("[{}]", record.name()));

@@ -43,6 +43,11 @@ pub enum Detail {
     Epoll(Vec<EpollLine>),
     /// An inotify instance.
     Inotify(Vec<InotifyLine>),
+    /// A pidfd.
+    Process {
+        /// Its process, as whoever reads sees it; -1 if it has ended and was waited for, 0 if it is not in sight.
+        pid: i32,
+    },
 }
 
 /// What `fdinfo` says of a timerfd. Times are in nanoseconds.
@@ -101,6 +106,7 @@ pub fn parse(text: &str) -> FdInfo {
             "lock" => info.locks.extend(super::locks::parse_line(rest)),
             "eventfd-count" => event = Some(hexadecimal(rest)),
             "eventfd-semaphore" => semaphore = Some(rest == "1"),
+            "Pid" => info.detail = Detail::Process { pid: rest.parse().unwrap_or_default() },
             "sigmask" => info.detail = Detail::Signal { mask: hexadecimal(rest) },
             "tfd" => push_epoll(&mut info.detail, rest),
             "clockid" => timer.clock = rest.parse().unwrap_or_default(),
@@ -225,6 +231,13 @@ mod tests {
         let text = "inotify wd:1 ino:7d23 sdev:800013 mask:800afce ignored_mask:0 fhandle-bytes:8\n";
         let Detail::Inotify(lines) = parse(text).detail else { panic!("no inotify") };
         assert_eq!(lines, [InotifyLine { watch: 1, inode: 0x7d23, device: 0x80_0013, mask: 0x800_afce }]);
+    }
+
+    #[test]
+    fn process_descriptors() {
+        let text = "pos:\t0\nflags:\t02000002\nPid:\t4711\nNSpid:\t4711\t5\n";
+        assert_eq!(parse(text).detail, Detail::Process { pid: 4711 });
+        assert_eq!(parse("Pid:\t-1\nNSpid:\t-1\n").detail, Detail::Process { pid: -1 });
     }
 
     #[test]

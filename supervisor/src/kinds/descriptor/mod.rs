@@ -17,10 +17,12 @@ pub mod event;
 pub mod file;
 pub mod holders;
 pub mod internet;
+pub mod namespace;
 pub mod observe;
 pub mod opened;
 pub mod pipe;
 pub mod place;
+pub mod process;
 pub mod restore;
 pub mod signal;
 pub mod socket;
@@ -51,6 +53,13 @@ pub struct DescriptorKind {
 
 /// All kinds of descriptors; the first that claims a description has it.
 pub const DESCRIPTOR_KINDS: &[DescriptorKind] = &[
+    // Before files: also one that was opened with `O_PATH` has no path.
+    DescriptorKind {
+        name: "namespace",
+        claims: namespace::claims,
+        observe: namespace::observe,
+        plan: namespace::plan,
+    },
     DescriptorKind {
         name: "file",
         claims: file::claims,
@@ -62,6 +71,12 @@ pub const DESCRIPTOR_KINDS: &[DescriptorKind] = &[
         claims: pipe::claims,
         observe: pipe::observe::observe,
         plan: pipe::restore::plan,
+    },
+    DescriptorKind {
+        name: "process",
+        claims: process::claims,
+        observe: process::observe,
+        plan: process::plan,
     },
     DescriptorKind { name: "event", claims: event::claims, observe: event::observe, plan: event::plan },
     DescriptorKind { name: "signal", claims: signal::claims, observe: signal::observe, plan: signal::plan },

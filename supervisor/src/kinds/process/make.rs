@@ -67,6 +67,7 @@ impl Action for MakeProcesses {
             let Some(status) = birth.zombie else { continue };
             let Some(mut puppet) = restoring.puppets.remove(&birth.id) else { continue };
             puppet.end(status)?;
+            restoring.zombies.insert(birth.id, puppet.tid);
             if let (Some(parent), signal @ 1..) = (birth.parent, birth.exit_signal) {
                 take_signal(restoring, parent, signal)?;
             }

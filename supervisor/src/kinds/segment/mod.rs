@@ -59,6 +59,9 @@ fn plan(image: &Image, plan: &mut Plan) -> Result<()> {
     Ok(())
 }
 
+/// `F_SEAL_EXEC`.
+const SEAL_EXEC: u32 = 0x20;
+
 /// Makes a segment and fills it.
 #[derive(Debug)]
 struct MakeSegment {
@@ -71,6 +74,8 @@ impl Action for MakeSegment {
             Origin::Anonymous => CString::from(c"vckpt-shared-anonymous"),
             Origin::Memfd { name, .. } => CString::new(name.0.clone()).unwrap_or_default(),
         };
+        // This seal comes with the permissions of a file that is not to be run.
+        let never_runs = matches!(self.segment.origin, Origin::Memfd { seals, .. } if seals & SEAL_EXEC != 0);
         let failure = |error: std::io::Error| {
             Error::system(code::MAPPING, "making a shared segment", error)
                 .about(Subject::path(name.to_string_lossy()))
@@ -84,7 +89,8 @@ impl Action for MakeSegment {
         let file = match anonymous {
             Some(file) => file,
             None => {
-                let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+                let mut flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+                flags.set(MFdFlags::from_bits_retain(libc::MFD_NOEXEC_SEAL), never_runs);
                 let file =
                     File::from(memfd_create(name.as_c_str(), flags).map_err(|errno| failure(errno.into()))?);
                 file.set_len(self.segment.size).map_err(failure)?;
@@ -107,7 +113,7 @@ struct Seal {
 impl Action for Seal {
     fn act(&self, restoring: &mut Restoring<'_>) -> Result<()> {
         let Some(file) = restoring.segments.get(&self.id) else { return Ok(()) };
-        let seals = nix::fcntl::SealFlag::from_bits_truncate(self.seals.cast_signed());
+        let seals = nix::fcntl::SealFlag::from_bits_retain(self.seals.cast_signed());
         nix::fcntl::fcntl(file, nix::fcntl::FcntlArg::F_ADD_SEALS(seals))
             .map_err(|errno| Error::system(code::MAPPING, "sealing a memfd", errno))?;
         Ok(())

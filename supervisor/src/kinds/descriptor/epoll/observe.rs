@@ -43,7 +43,8 @@ fn lines(set: &Opened) -> &[EpollLine] {
         | Detail::Event { .. }
         | Detail::Signal { .. }
         | Detail::Timer(_)
-        | Detail::Inotify(_) => &[],
+        | Detail::Inotify(_)
+        | Detail::Process { .. } => &[],
     }
 }
 
