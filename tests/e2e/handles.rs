@@ -336,7 +336,6 @@ fn leases(stage: Stage) {
             check(unsafe { libc::fcntl(held.as_raw_fd(), libc::F_SETLEASE, libc::F_UNLCK) })
                 .map_err(words)?;
             verify!(options.open(path).is_ok(), "the file that was leased can't be opened");
-            drop(options);
             take_lease(held, if number == libc::SIGIO { libc::F_RDLCK } else { libc::F_WRLCK });
         }
         Ok(())
