@@ -54,6 +54,7 @@ mod threads;
 mod timers;
 mod tree;
 mod waits;
+mod watches;
 mod workloads;
 
 use std::process::ExitCode;
@@ -80,6 +81,7 @@ const TOPICS: &[Topic] = &[
     timers::TOPIC,
     attributes::TOPIC,
     events::TOPIC,
+    watches::TOPIC,
     sockets::TOPIC,
     over::TOPIC,
     terminal::TOPIC,

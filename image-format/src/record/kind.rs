@@ -123,6 +123,10 @@ kinds! {
     ProcessDescriptor = 90, "process descriptor";
     /// A descriptor of a namespace.
     NamespaceDescriptor = 91, "namespace descriptor";
+    /// An inotify instance.
+    Inotify = 92, "inotify";
+    /// A fanotify group.
+    Fanotify = 93, "fanotify";
 }
 
 impl fmt::Display for Kind {

@@ -12,8 +12,10 @@ pub mod description;
 pub mod descriptor_table;
 pub mod epoll;
 pub mod event_descriptor;
+pub mod fanotify;
 pub mod file;
 pub mod file_locking;
+pub mod inotify;
 pub mod kind;
 pub mod lightweight_process;
 pub mod mmap_memory;
@@ -160,4 +162,6 @@ pub const REGISTRY: &[Entry] = &[
     entry::<terminal::Terminal>(),
     entry::<process_descriptor::ProcessDescriptor>(),
     entry::<namespace_descriptor::NamespaceDescriptor>(),
+    entry::<inotify::Inotify>(),
+    entry::<fanotify::Fanotify>(),
 ];

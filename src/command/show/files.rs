@@ -8,7 +8,9 @@ use vckpt_image_format::record::connection::{Address, Connection};
 use vckpt_image_format::record::description::Description;
 use vckpt_image_format::record::epoll::Epoll;
 use vckpt_image_format::record::event_descriptor::EventDescriptor;
+use vckpt_image_format::record::fanotify::Fanotify;
 use vckpt_image_format::record::file::{File, Target};
+use vckpt_image_format::record::inotify::Inotify;
 use vckpt_image_format::record::nameless_file::{NamelessFile, Sort};
 use vckpt_image_format::record::namespace_descriptor::NamespaceDescriptor;
 use vckpt_image_format::record::pipe::{Pipe, Reach};
@@ -150,6 +152,13 @@ fn opened(image: &Image) -> Result<HashMap<DescriptionId, Opened>, FormatError> 
         }
     }
     for record in image.all::<ProcessDescriptor>()? {
+        add(&record.description, "a_inode", "0".to_owned(), format!("[{}]", record.name()));
+    }
+    for record in image.all::<Inotify>()? {
+        let lost = if record.lost { ", events lost" } else { "" };
+        add(&record.description, "a_inode", "0".to_owned(), format!("[{}{lost}]", record.name()));
+    }
+    for record in image.all::<Fanotify>()? {
         add(&record.description, "a_inode", "0".to_owned(), format!("[{}]", record.name()));
     }
     for record in image.all::<NamespaceDescriptor>()? {

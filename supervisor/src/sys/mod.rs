@@ -18,3 +18,4 @@ pub mod schedule;
 pub mod sock_diag;
 pub mod socket;
 pub mod terminal;
+pub mod watch;

@@ -14,8 +14,10 @@
 
 pub mod epoll;
 pub mod event;
+pub mod fanotify;
 pub mod file;
 pub mod holders;
+pub mod inotify;
 pub mod internet;
 pub mod namespace;
 pub mod observe;
@@ -29,6 +31,7 @@ pub mod socket;
 pub mod terminal;
 pub mod timer;
 pub mod unix;
+pub mod watched;
 
 use crate::error::{Error, Result, code};
 use crate::plan::{Plan, Stage};
@@ -100,6 +103,18 @@ pub const DESCRIPTOR_KINDS: &[DescriptorKind] = &[
         plan: internet::restore::plan,
     },
     DescriptorKind {
+        name: "inotify",
+        claims: inotify::claims,
+        observe: inotify::observe::observe,
+        plan: inotify::restore::plan,
+    },
+    DescriptorKind {
+        name: "fanotify",
+        claims: fanotify::claims,
+        observe: fanotify::observe::observe,
+        plan: fanotify::restore::plan,
+    },
+    DescriptorKind {
         name: "terminal",
         claims: terminal::claims,
         observe: terminal::observe::observe,
@@ -117,6 +132,7 @@ pub fn plan(image: &Image, plan: &mut Plan) -> Result<()> {
     }
     place::plan(image, plan)?;
     epoll::restore::plan_targets(image, plan)?;
+    epoll::restore::plan_quiet(image, plan)?;
     plan.action(Stage::Memory, restore::CloseCopies);
     Ok(())
 }

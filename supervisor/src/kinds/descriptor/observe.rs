@@ -71,6 +71,11 @@ fn unknown(opened: &Opened) -> Box<crate::error::Error> {
         libc::S_IFCHR => format!("a character device that can't be kept ({major}:{minor})"),
         libc::S_IFBLK => format!("a block device ({major}:{minor})"),
         libc::S_IFSOCK => "a socket of a family that is not supported yet".to_owned(),
+        _ if opened.is_anonymous("userfaultfd") => {
+            "a userfaultfd, whose registered memory can't be kept".to_owned()
+        }
+        _ if opened.is_anonymous("io_uring") => "an io_uring, whose requests can't be kept".to_owned(),
+        _ if opened.is_anonymous("perf_event") => "a performance counter".to_owned(),
         _ => "a descriptor of a kind that is not supported yet".to_owned(),
     };
     opened.refuse(code::DESCRIPTOR_KIND, what)
