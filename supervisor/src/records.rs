@@ -2,6 +2,7 @@
 //!
 //! Storing them is the business of [`store`](crate::store).
 
+use crate::kinds::descriptor::terminal::pair::observe::Pair;
 use std::collections::HashMap;
 use std::fmt;
 use std::fs::File;
@@ -88,6 +89,8 @@ pub struct Records {
     pub memories: Vec<MemoryContent>,
     /// What can't be kept exactly, in one line each.
     pub degraded: Vec<String>,
+    /// Pseudo-terminals that are still to be asked for what waits in them.
+    pub pairs: Vec<Pair>,
     nameless_files: HashMap<Inode, NamelessFileId>,
     segments: HashMap<Inode, SegmentId>,
 }

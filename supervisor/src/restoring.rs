@@ -3,6 +3,7 @@
 //! Dropping it before the release ends every puppet and removes every path that was made: nothing is left behind.
 
 use crate::error::{Error, Result, Subject, code};
+use crate::kinds::descriptor::terminal::pair::restore::MadePair;
 use crate::namespaces;
 use crate::plan::Stage;
 use crate::stub::batch::{Batch, Outcome};
@@ -15,7 +16,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use vckpt_image_format::reader::Image;
-use vckpt_image_format::{DescriptionId, NamelessFileId, SegmentId, TaskId};
+use vckpt_image_format::{DescriptionId, NamelessFileId, SegmentId, TaskId, TerminalId};
 
 /// A restore under way.
 #[derive(Debug)]
@@ -26,6 +27,10 @@ pub struct Restoring<'image> {
     pub puppets: BTreeMap<TaskId, Puppet>,
     /// The processes that have ended and were not waited for, as this program sees them.
     pub zombies: BTreeMap<TaskId, i32>,
+    /// The pseudo-terminals that were made, until their descriptions are.
+    pub pairs: HashMap<TerminalId, MadePair>,
+    /// The slaves that sessions of the tree have as their controlling terminals, by the leader of the session.
+    pub session_terminals: HashMap<TaskId, OwnedFd>,
     /// The open file descriptions that were made, until they are in every table that has them.
     pub descriptions: HashMap<DescriptionId, OwnedFd>,
     /// The shared segments that were made: open for reading and writing.
@@ -65,6 +70,8 @@ impl<'image> Restoring<'image> {
             image,
             puppets: BTreeMap::new(),
             zombies: BTreeMap::new(),
+            pairs: HashMap::new(),
+            session_terminals: HashMap::new(),
             descriptions: HashMap::new(),
             segments: HashMap::new(),
             nameless_files: HashMap::new(),

@@ -43,6 +43,7 @@ mod outside;
 mod over;
 mod paths;
 mod pipes;
+mod ptys;
 mod refusals;
 mod servers;
 mod signals;
@@ -85,6 +86,7 @@ const TOPICS: &[Topic] = &[
     sockets::TOPIC,
     over::TOPIC,
     terminal::TOPIC,
+    ptys::TOPIC,
     kills::TOPIC,
     servers::TOPIC,
     workloads::TOPIC,

@@ -127,6 +127,8 @@ kinds! {
     Inotify = 92, "inotify";
     /// A fanotify group.
     Fanotify = 93, "fanotify";
+    /// A pseudo-terminal.
+    PseudoTerminal = 94, "pseudo-terminal";
 }
 
 impl fmt::Display for Kind {

@@ -27,6 +27,7 @@ pub mod process;
 pub mod process_descriptor;
 pub mod process_map;
 pub mod process_status;
+pub mod pseudo_terminal;
 pub mod resource_limit;
 pub mod schedule_control;
 pub mod shared_segment;
@@ -164,4 +165,5 @@ pub const REGISTRY: &[Entry] = &[
     entry::<namespace_descriptor::NamespaceDescriptor>(),
     entry::<inotify::Inotify>(),
     entry::<fanotify::Fanotify>(),
+    entry::<pseudo_terminal::PseudoTerminal>(),
 ];

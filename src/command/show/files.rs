@@ -16,6 +16,7 @@ use vckpt_image_format::record::namespace_descriptor::NamespaceDescriptor;
 use vckpt_image_format::record::pipe::{Pipe, Reach};
 use vckpt_image_format::record::process::{Living, Process};
 use vckpt_image_format::record::process_descriptor::ProcessDescriptor;
+use vckpt_image_format::record::pseudo_terminal::PseudoTerminal;
 use vckpt_image_format::record::signal_descriptor::SignalDescriptor;
 use vckpt_image_format::record::terminal::Terminal;
 use vckpt_image_format::record::timer_descriptor::TimerDescriptor;
@@ -163,6 +164,17 @@ fn opened(image: &Image) -> Result<HashMap<DescriptionId, Opened>, FormatError> 
     }
     for record in image.all::<NamespaceDescriptor>()? {
         add(&record.description, "REG", "0t0".to_owned(), record.name());
+    }
+    for pair in image.all::<PseudoTerminal>()? {
+        let gone = if pair.master.is_none() { " (hung up)" } else { "" };
+        for slave in &pair.slaves {
+            add(&slave.description, "CHR", "0t0".to_owned(), format!("/dev/pts/{}{gone}", pair.number));
+        }
+        if let (Some(master), Some(state)) = (&pair.master, &pair.state) {
+            let waits = state.output.len();
+            let name = format!("/dev/ptmx of /dev/pts/{}, {waits} bytes wait", pair.number);
+            add(master, "CHR", "0t0".to_owned(), name);
+        }
     }
     for record in image.all::<EventDescriptor>()? {
         add(&record.description, "a_inode", "0".to_owned(), format!("[{}]", record.name()));

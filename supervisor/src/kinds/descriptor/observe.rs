@@ -2,6 +2,7 @@
 
 use super::DESCRIPTOR_KINDS;
 use super::opened::{Holder, Opened, Walk};
+use super::terminal;
 use crate::error::{Problems, Result, code};
 use crate::frozen::{Frozen, FrozenProcess};
 use crate::kinds::file_lock;
@@ -61,6 +62,11 @@ pub fn observe(frozen: &mut Frozen, records: &mut Records) -> Result<()> {
         }
     }
     problems.take(file_lock::observe::observe(&walk, &locks, records));
+    drop(walk);
+    for mut pair in std::mem::take(&mut records.pairs) {
+        problems.take(terminal::pair::queue::observe(frozen, &mut pair));
+        records.push(pair.record);
+    }
     problems.finish()
 }
 
