@@ -2,6 +2,7 @@
 //!
 //! Storing them is the business of [`store`](crate::store).
 
+use crate::kinds::descriptor::message_queue::observe::Queue;
 use crate::kinds::descriptor::terminal::pair::observe::Pair;
 use std::collections::HashMap;
 use std::fmt;
@@ -91,6 +92,8 @@ pub struct Records {
     pub degraded: Vec<String>,
     /// Pseudo-terminals that are still to be asked for what waits in them.
     pub pairs: Vec<Pair>,
+    /// Message queues that are still to be asked for their messages.
+    pub queues: Vec<Queue>,
     nameless_files: HashMap<Inode, NamelessFileId>,
     segments: HashMap<Inode, SegmentId>,
 }

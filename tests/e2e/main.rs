@@ -36,6 +36,7 @@ mod damaged;
 mod events;
 mod files;
 mod handles;
+mod ipc;
 mod kills;
 mod locks;
 mod memory;
@@ -87,6 +88,7 @@ const TOPICS: &[Topic] = &[
     over::TOPIC,
     terminal::TOPIC,
     ptys::TOPIC,
+    ipc::TOPIC,
     kills::TOPIC,
     servers::TOPIC,
     workloads::TOPIC,

@@ -129,6 +129,8 @@ kinds! {
     Fanotify = 93, "fanotify";
     /// A pseudo-terminal.
     PseudoTerminal = 94, "pseudo-terminal";
+    /// A POSIX message queue.
+    PosixMessageQueue = 95, "posix message queue";
 }
 
 impl fmt::Display for Kind {

@@ -23,6 +23,7 @@ pub mod nameless_file;
 pub mod namespace_descriptor;
 pub mod pipe;
 pub mod platform_name;
+pub mod posix_message_queue;
 pub mod process;
 pub mod process_descriptor;
 pub mod process_map;
@@ -166,4 +167,5 @@ pub const REGISTRY: &[Entry] = &[
     entry::<inotify::Inotify>(),
     entry::<fanotify::Fanotify>(),
     entry::<pseudo_terminal::PseudoTerminal>(),
+    entry::<posix_message_queue::PosixMessageQueue>(),
 ];

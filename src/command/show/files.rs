@@ -14,6 +14,7 @@ use vckpt_image_format::record::inotify::Inotify;
 use vckpt_image_format::record::nameless_file::{NamelessFile, Sort};
 use vckpt_image_format::record::namespace_descriptor::NamespaceDescriptor;
 use vckpt_image_format::record::pipe::{Pipe, Reach};
+use vckpt_image_format::record::posix_message_queue::PosixMessageQueue;
 use vckpt_image_format::record::process::{Living, Process};
 use vckpt_image_format::record::process_descriptor::ProcessDescriptor;
 use vckpt_image_format::record::pseudo_terminal::PseudoTerminal;
@@ -164,6 +165,13 @@ fn opened(image: &Image) -> Result<HashMap<DescriptionId, Opened>, FormatError> 
     }
     for record in image.all::<NamespaceDescriptor>()? {
         add(&record.description, "REG", "0t0".to_owned(), record.name());
+    }
+    for queue in image.all::<PosixMessageQueue>()? {
+        let gone = if queue.unlinked { " (deleted)" } else { "" };
+        let name = format!("{}{gone}, {} messages", queue.name, queue.messages.len());
+        queue.descriptions.iter().for_each(|opened| {
+            add(&opened.description, "PSXMQ", "0t0".to_owned(), name.clone());
+        });
     }
     for pair in image.all::<PseudoTerminal>()? {
         let gone = if pair.master.is_none() { " (hung up)" } else { "" };

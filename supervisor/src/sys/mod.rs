@@ -11,6 +11,7 @@
 #![allow(unsafe_code, reason = "raw system calls that no crate wraps")]
 
 pub mod file;
+pub mod message_queue;
 pub mod pagemap;
 pub mod process;
 pub mod ptrace;

@@ -19,6 +19,7 @@ pub mod file;
 pub mod holders;
 pub mod inotify;
 pub mod internet;
+pub mod message_queue;
 pub mod namespace;
 pub mod observe;
 pub mod opened;
@@ -62,6 +63,13 @@ pub const DESCRIPTOR_KINDS: &[DescriptorKind] = &[
         claims: namespace::claims,
         observe: namespace::observe,
         plan: namespace::plan,
+    },
+    // Before files: its name looks like a path.
+    DescriptorKind {
+        name: "message_queue",
+        claims: message_queue::claims,
+        observe: message_queue::observe::observe,
+        plan: message_queue::restore::plan,
     },
     DescriptorKind {
         name: "file",

@@ -2,7 +2,7 @@
 
 use super::DESCRIPTOR_KINDS;
 use super::opened::{Holder, Opened, Walk};
-use super::terminal;
+use super::{message_queue, terminal};
 use crate::error::{Problems, Result, code};
 use crate::frozen::{Frozen, FrozenProcess};
 use crate::kinds::file_lock;
@@ -66,6 +66,10 @@ pub fn observe(frozen: &mut Frozen, records: &mut Records) -> Result<()> {
     for mut pair in std::mem::take(&mut records.pairs) {
         problems.take(terminal::pair::queue::observe(frozen, &mut pair));
         records.push(pair.record);
+    }
+    for mut queue in std::mem::take(&mut records.queues) {
+        problems.take(message_queue::messages::observe(frozen, &mut queue));
+        records.push(queue.record);
     }
     problems.finish()
 }
