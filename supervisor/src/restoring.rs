@@ -31,6 +31,8 @@ pub struct Restoring<'image> {
     pub pairs: HashMap<TerminalId, MadePair>,
     /// The slaves that sessions of the tree have as their controlling terminals, by the leader of the session.
     pub session_terminals: HashMap<TaskId, OwnedFd>,
+    /// Namespaces that the root is to make for itself (`CLONE_NEW…`).
+    pub root_namespaces: u32,
     /// The open file descriptions that were made, until they are in every table that has them.
     pub descriptions: HashMap<DescriptionId, OwnedFd>,
     /// The shared segments that were made: open for reading and writing.
@@ -70,6 +72,7 @@ impl<'image> Restoring<'image> {
             image,
             puppets: BTreeMap::new(),
             zombies: BTreeMap::new(),
+            root_namespaces: 0,
             pairs: HashMap::new(),
             session_terminals: HashMap::new(),
             descriptions: HashMap::new(),
@@ -115,6 +118,9 @@ impl<'image> Restoring<'image> {
         let default = batch.words(&[0, 0, 0, 0]);
         let arguments = [libc::SIGCHLD.into(), default.into(), 0.into(), 8.into()];
         batch.must("resetting a signal", libc::SYS_rt_sigaction, arguments);
+        if self.root_namespaces != 0 {
+            batch.must("making namespaces", libc::SYS_unshare, [self.root_namespaces.into()]);
+        }
         root.run(&batch)?;
         self.puppets.insert(id, root);
         Ok(())

@@ -4,17 +4,23 @@ use std::ffi::CString;
 use std::fs;
 
 use crate::harness::case::{Case, text, two_rounds};
-use crate::harness::{Outcome, Topic, ensure};
+use crate::harness::{Outcome, Topic, ensure, need_root};
 use crate::stage::kernel::{check, fork, pipe, put, take};
 use crate::stage::{Stage, verify};
 
 pub(crate) const TOPIC: Topic = Topic {
     name: "ipc",
-    fixtures: &[("queues", queues), ("named-queue", named_queue), ("notified", notified)],
+    fixtures: &[
+        ("queues", queues),
+        ("named-queue", named_queue),
+        ("notified", notified),
+        ("system-v", system_v),
+    ],
     cases: &[
         ("posix_message_queues", || two_rounds("queues")),
         ("named_posix_message_queue", named),
         ("notification_is_refused", notification),
+        ("system_v_in_a_namespace", || need_root().and_then(|()| two_rounds("system-v"))),
     ],
 };
 
@@ -212,4 +218,98 @@ fn notification() -> Outcome {
     }
     case.ask()?;
     case.finish(root)
+}
+
+/// System V queues and semaphores in an IPC namespace of the program's own.
+fn system_v(stage: Stage) {
+    // SAFETY: plain integers, and below places and lengths of our own.
+    unsafe { check(libc::unshare(libc::CLONE_NEWIPC)).unwrap() };
+    // Numbers are not those that a fresh namespace would give.
+    let spent = unsafe { check(libc::msgget(libc::IPC_PRIVATE, 0o600)).unwrap() };
+    let keyed = unsafe { check(libc::msgget(0x1234, libc::IPC_CREAT | 0o640)).unwrap() };
+    let private = unsafe { check(libc::msgget(libc::IPC_PRIVATE, 0o600)).unwrap() };
+    unsafe { check(libc::msgctl(spent, libc::IPC_RMID, std::ptr::null_mut())).unwrap() };
+    let sets = [(0x77, 3), (libc::IPC_PRIVATE, 1)]
+        .map(|(key, count)| unsafe { check(libc::semget(key, count, libc::IPC_CREAT | 0o600)).unwrap() });
+    let set_values = move || unsafe {
+        for (number, value) in [(0, 7), (1, 0), (2, 32767)] {
+            check(libc::semctl(sets[0], number, libc::SETVAL, value)).unwrap();
+        }
+        check(libc::semctl(sets[1], 0, libc::SETVAL, 1)).unwrap();
+    };
+    set_values();
+    let send = move |queue: i32, kind: i64, text: &[u8]| {
+        let bytes = [&kind.to_ne_bytes()[..], text].concat();
+        check(unsafe { libc::msgsnd(queue, bytes.as_ptr().cast(), text.len(), libc::IPC_NOWAIT) }).unwrap();
+    };
+    let receive = move |queue: i32, kind: i64| -> Result<(i64, Vec<u8>), String> {
+        let mut bytes = vec![0_u8; 8 + 5000];
+        let count = unsafe { libc::msgrcv(queue, bytes.as_mut_ptr().cast(), 5000, kind, libc::IPC_NOWAIT) };
+        let count = check(count).map_err(words)? as usize;
+        let kind = i64::from_ne_bytes(bytes[..8].try_into().map_err(|_| "a short message")?);
+        Ok((kind, bytes[8..8 + count].to_vec()))
+    };
+    let load = move || {
+        send(keyed, 3, b"first");
+        send(keyed, 1, b"second");
+        send(keyed, i64::MAX, b"");
+        send(keyed, 3, &[6; 4000]);
+    };
+    load();
+    let status = move |queue: i32| unsafe {
+        let mut found: libc::msqid_ds = std::mem::zeroed();
+        check(libc::msgctl(queue, libc::IPC_STAT, &raw mut found)).unwrap();
+        let access = found.msg_perm;
+        (access.__key, access.uid, access.mode, found.msg_qnum, found.msg_qbytes)
+    };
+    unsafe {
+        let mut changed: libc::msqid_ds = std::mem::zeroed();
+        check(libc::msgctl(private, libc::IPC_STAT, &raw mut changed)).unwrap();
+        (changed.msg_perm.uid, changed.msg_perm.mode, changed.msg_qbytes) = (65534, 0o666, 1000);
+        check(libc::msgctl(private, libc::IPC_SET, &raw mut changed)).unwrap();
+    }
+    let before = [keyed, private].map(status);
+    // A child waits for a message of its own type, which never comes to anybody else.
+    let told = pipe(0);
+    let child = fork(move || {
+        let mut bytes = [0_u8; 40];
+        loop {
+            let count = unsafe { libc::msgrcv(private, bytes.as_mut_ptr().cast(), 32, 9, 0) };
+            let interrupted = std::io::Error::last_os_error().raw_os_error() == Some(libc::EINTR);
+            if count < 0 && !interrupted {
+                return 1;
+            }
+            if count >= 0 && put(told[1], &bytes[8..8 + count as usize]).is_err() {
+                return 2;
+            }
+        }
+    });
+    let call = || fs::read_to_string(format!("/proc/{child}/syscall")).unwrap_or_default();
+    while !call().starts_with("70 ") {
+        std::thread::yield_now();
+    }
+    stage.serve(move |round| {
+        let now = [keyed, private].map(status);
+        verify!(now == before, "queues: {before:?} became {now:?}");
+        // SAFETY: plain integers.
+        let again = unsafe { (libc::msgget(0x1234, 0), libc::semget(0x77, 3, 0)) };
+        verify!(again == (keyed, sets[0]), "the keys lead to {again:?}");
+        for (wanted, text) in [(3, &b"first"[..]), (3, &[6; 4000])] {
+            verify!(receive(keyed, 3)? == (wanted, text.to_vec()), "the queue by type");
+        }
+        for (wanted, text) in [(1, &b"second"[..]), (i64::MAX, b"")] {
+            verify!(receive(keyed, 0)? == (wanted, text.to_vec()), "the queue in order");
+        }
+        verify!(receive(keyed, 0).is_err(), "the queue is not empty");
+        let value = |set: usize, number: i32| unsafe { libc::semctl(sets[set], number, libc::GETVAL) };
+        let found = [value(0, 0), value(0, 1), value(0, 2), value(1, 0)];
+        verify!(found == [7, 0, 32767, 1], "values of semaphores: {found:?}");
+        let text = format!("round {round}");
+        send(private, 9, text.as_bytes());
+        let found = take(told[0], 40).map_err(words)?;
+        verify!(found == text.as_bytes(), "the child got {:?}", String::from_utf8_lossy(&found));
+        load();
+        set_values();
+        Ok(())
+    });
 }

@@ -131,6 +131,8 @@ kinds! {
     PseudoTerminal = 94, "pseudo-terminal";
     /// A POSIX message queue.
     PosixMessageQueue = 95, "posix message queue";
+    /// An IPC namespace of the application's own.
+    IpcNamespace = 96, "ipc namespace";
 }
 
 impl fmt::Display for Kind {

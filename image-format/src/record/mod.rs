@@ -16,8 +16,10 @@ pub mod fanotify;
 pub mod file;
 pub mod file_locking;
 pub mod inotify;
+pub mod ipc_namespace;
 pub mod kind;
 pub mod lightweight_process;
+pub mod message_queue;
 pub mod mmap_memory;
 pub mod nameless_file;
 pub mod namespace_descriptor;
@@ -31,6 +33,7 @@ pub mod process_status;
 pub mod pseudo_terminal;
 pub mod resource_limit;
 pub mod schedule_control;
+pub mod semaphore;
 pub mod shared_segment;
 pub mod signal;
 pub mod signal_descriptor;
@@ -168,4 +171,7 @@ pub const REGISTRY: &[Entry] = &[
     entry::<fanotify::Fanotify>(),
     entry::<pseudo_terminal::PseudoTerminal>(),
     entry::<posix_message_queue::PosixMessageQueue>(),
+    entry::<ipc_namespace::IpcNamespace>(),
+    entry::<message_queue::MessageQueue>(),
+    entry::<semaphore::Semaphore>(),
 ];

@@ -4,6 +4,7 @@ use crate::error::{Problems, Result, code};
 use crate::kinds::descriptor::opened::{Opened, Walk};
 use crate::kinds::descriptor::restore::open_again;
 use crate::kinds::nameless_file::old_path;
+use crate::proc::read;
 use crate::records::Records;
 use crate::sys::message_queue;
 use std::collections::BTreeMap;
@@ -35,7 +36,14 @@ pub fn observe(_walk: &Walk<'_>, opened: &[&Opened], records: &mut Records) -> R
         queues.entry(opened.inode()).or_default().push(opened);
     }
     let mut problems = Problems::new();
+    let ours = std::process::id().cast_signed();
     for descriptions in queues.into_values() {
+        let holder = descriptions.first().map_or(ours, |first| first.holders[0].pid);
+        if read::link(holder, "ns/ipc")? != read::link(ours, "ns/ipc")? {
+            let what = "a POSIX message queue in an IPC namespace of its own";
+            descriptions.iter().for_each(|opened| problems.push(opened.refuse(code::DESCRIPTOR_KIND, what)));
+            continue;
+        }
         if let Some(first) = descriptions.first() {
             records.queues.extend(problems.take(look(first, &descriptions)));
         }
