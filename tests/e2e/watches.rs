@@ -21,6 +21,7 @@ pub(crate) const TOPIC: Topic = Topic {
         ("counters", counters),
         ("user-faults", user_faults),
         ("fanotify", fanotify),
+        ("bpf-maps", bpf_maps),
     ],
     cases: &[
         ("inotify", || two_rounds("inotify")),
@@ -29,6 +30,7 @@ pub(crate) const TOPIC: Topic = Topic {
         ("timerfds_of_all_clocks", || two_rounds("all-clocks")),
         ("eventfd_and_signalfd_at_their_limits", || two_rounds("counters")),
         ("userfaultfd_is_refused", userfaultfd_is_refused),
+        ("bpf_maps", || need_bpf().and_then(|()| two_rounds("bpf-maps"))),
         ("fanotify", || need_root().and_then(|()| two_rounds("fanotify"))),
     ],
 };
@@ -470,4 +472,79 @@ fn group_number() -> i32 {
                 .is_ok_and(|link| link.to_string_lossy().contains("fanotify"))
         })
         .unwrap()
+}
+
+/// A call of `bpf(2)`.
+fn bpf(command: i32, words: &[u32], pointers: [*const u8; 2]) -> std::io::Result<i64> {
+    let mut attributes = [0_u32; 32];
+    attributes[..words.len()].copy_from_slice(words);
+    for (place, pointer) in [2, 4].into_iter().zip(pointers).filter(|(_, pointer)| !pointer.is_null()) {
+        let address = pointer as u64;
+        (attributes[place], attributes[place + 1]) = (address as u32, (address >> 32) as u32);
+    }
+    // SAFETY: the attributes live, and pointers lead to buffers that are as long as the map needs.
+    check(unsafe { libc::syscall(libc::SYS_bpf, command, attributes.as_ptr(), 128) })
+}
+
+/// Skips the case where maps can't be made.
+fn need_bpf() -> Outcome {
+    match bpf(0, &[1, 4, 8, 1], [std::ptr::null(); 2]) {
+        Ok(number) => {
+            drop(file(number as i32));
+            Ok(())
+        }
+        Err(_) => skip("bpf"),
+    }
+}
+
+fn bpf_maps(stage: Stage) {
+    let none = std::ptr::null();
+    let make = |words: &[u32]| file(bpf(0, words, [none; 2]).unwrap() as i32);
+    // Type, sizes of key and value, entries, flags, inner map, node, and a name.
+    let hash = make(&[1, 4, 12, 10, 0, 0, 0, u32::from_le_bytes(*b"name"), u32::from_le_bytes(*b"d\0\0\0")]);
+    let array = make(&[2, 4, 8, 3]);
+    let number = |map: &File| map.as_raw_fd() as u32;
+    let set = move |map: u32, key: u32, value: &[u8; 16]| {
+        bpf(2, &[map], [std::ptr::from_ref(&key).cast(), value.as_ptr()])
+    };
+    let get = move |map: u32, key: u32| {
+        let mut value = [0_u8; 16];
+        bpf(1, &[map], [std::ptr::from_ref(&key).cast(), value.as_mut_ptr()]).map(|_| value)
+    };
+    let [first, second] = [number(&hash), number(&array)];
+    let padded = |byte: u8, length: usize| {
+        let mut value = [0; 16];
+        value[..length].fill(byte);
+        value
+    };
+    for key in [7, 0xffff_ffff, 9] {
+        set(first, key, &padded(key as u8, 12)).unwrap();
+    }
+    set(second, 2, &padded(5, 8)).unwrap();
+    bpf(22, &[second], [none; 2]).unwrap();
+    let info = move || {
+        [first, second].map(|map| {
+            let text = fs::read_to_string(format!("/proc/self/fdinfo/{map}")).unwrap_or_default();
+            let kept = ["map_type", "key_size", "value_size", "max_entries", "map_flags", "frozen"];
+            text.lines()
+                .filter(|line| kept.iter().any(|kept| line.starts_with(kept)))
+                .collect::<Vec<_>>()
+                .join(" ")
+        })
+    };
+    let before = info();
+    stage.serve(move |_| {
+        verify!(info() == before, "{before:?} became {:?}", info());
+        for key in [7, 0xffff_ffff, 9] {
+            let found = get(number(&hash), key).map_err(words)?;
+            verify!(found[..12] == padded(key as u8, 12)[..12], "key {key} has {found:?}");
+        }
+        let missing = get(number(&hash), 8).err().and_then(|error| error.raw_os_error());
+        verify!(missing == Some(libc::ENOENT), "a key that is not there: {missing:?}");
+        let found = get(number(&array), 2).map_err(words)?;
+        verify!(found[..8] == [5; 8], "the array has {found:?}");
+        let frozen = set(number(&array), 1, &[0; 16]).err().and_then(|error| error.raw_os_error());
+        verify!(frozen == Some(libc::EPERM), "a frozen map can be changed: {frozen:?}");
+        Ok(())
+    });
 }

@@ -133,6 +133,8 @@ kinds! {
     PosixMessageQueue = 95, "posix message queue";
     /// An IPC namespace of the application's own.
     IpcNamespace = 96, "ipc namespace";
+    /// A BPF map.
+    BpfMap = 97, "bpf map";
 }
 
 impl fmt::Display for Kind {

@@ -4,6 +4,7 @@
 //! Fields are encoded by position: adding one is a new [`Record::VERSION`].
 
 pub mod alarm;
+pub mod bpf_map;
 pub mod connection;
 pub mod credentials;
 pub mod current_directory;
@@ -172,6 +173,7 @@ pub const REGISTRY: &[Entry] = &[
     entry::<pseudo_terminal::PseudoTerminal>(),
     entry::<posix_message_queue::PosixMessageQueue>(),
     entry::<ipc_namespace::IpcNamespace>(),
+    entry::<bpf_map::BpfMap>(),
     entry::<message_queue::MessageQueue>(),
     entry::<semaphore::Semaphore>(),
 ];

@@ -4,6 +4,7 @@ use super::view::View;
 use crate::table::{Align, Table};
 use serde::Serialize;
 use std::collections::HashMap;
+use vckpt_image_format::record::bpf_map::BpfMap;
 use vckpt_image_format::record::connection::{Address, Connection};
 use vckpt_image_format::record::description::Description;
 use vckpt_image_format::record::epoll::Epoll;
@@ -165,6 +166,10 @@ fn opened(image: &Image) -> Result<HashMap<DescriptionId, Opened>, FormatError> 
     }
     for record in image.all::<NamespaceDescriptor>()? {
         add(&record.description, "REG", "0t0".to_owned(), record.name());
+    }
+    for map in image.all::<BpfMap>()? {
+        let name = format!("[{}]", map.name());
+        map.descriptions.iter().for_each(|opened| add(opened, "a_inode", "0".to_owned(), name.clone()));
     }
     for queue in image.all::<PosixMessageQueue>()? {
         let gone = if queue.unlinked { " (deleted)" } else { "" };

@@ -45,6 +45,8 @@ pub enum Detail {
     Inotify(Vec<InotifyLine>),
     /// A fanotify group.
     Fanotify(FanotifyInfo),
+    /// A BPF map.
+    Bpf(BpfInfo),
     /// A pidfd.
     Process {
         /// Its process, as whoever reads sees it; -1 if it has ended and was waited for, 0 if it is not in sight.
@@ -78,6 +80,25 @@ pub struct EpollLine {
     pub data: u64,
     /// Inode number of what is watched.
     pub inode: u64,
+}
+
+/// What `fdinfo` says of a BPF map.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct BpfInfo {
+    /// Its type.
+    pub map_type: u32,
+    /// Bytes of a key.
+    pub key_size: u32,
+    /// Bytes of a value.
+    pub value_size: u32,
+    /// Most entries.
+    pub maximum: u32,
+    /// Its flags.
+    pub flags: u32,
+    /// Its ID.
+    pub id: u32,
+    /// Whether programs of user space may not change it any more.
+    pub frozen: bool,
 }
 
 /// A file handle, as name_to_handle_at(2) has it.
@@ -152,6 +173,7 @@ pub fn parse(text: &str) -> FdInfo {
     let mut info = FdInfo::default();
     let mut timer = TimerInfo::default();
     let (mut event, mut semaphore) = (None, None);
+    let mut map = BpfInfo::default();
     for line in text.lines() {
         let (key, rest) = line.split_once(':').map_or((line, ""), |(key, rest)| (key, rest.trim()));
         match key {
@@ -161,6 +183,18 @@ pub fn parse(text: &str) -> FdInfo {
             "lock" => info.locks.extend(super::locks::parse_line(rest)),
             "eventfd-count" => event = Some(hexadecimal(rest)),
             "eventfd-semaphore" => semaphore = Some(rest == "1"),
+            "map_type" => map.map_type = rest.parse().unwrap_or_default(),
+            "key_size" => map.key_size = rest.parse().unwrap_or_default(),
+            "value_size" => map.value_size = rest.parse().unwrap_or_default(),
+            "max_entries" => map.maximum = rest.parse().unwrap_or_default(),
+            "map_flags" => {
+                map.flags = u32::try_from(hexadecimal(rest.trim_start_matches("0x"))).unwrap_or_default();
+            }
+            "map_id" => map.id = rest.parse().unwrap_or_default(),
+            "frozen" => {
+                map.frozen = rest != "0";
+                info.detail = Detail::Bpf(map);
+            }
             "Pid" => info.detail = Detail::Process { pid: rest.parse().unwrap_or_default() },
             "sigmask" => info.detail = Detail::Signal { mask: hexadecimal(rest) },
             "tfd" => push_epoll(&mut info.detail, rest),
@@ -335,6 +369,22 @@ mod tests {
         assert_eq!(info.marks[0].on, FanotifyOn::FileSystem(0xfe0_0000));
         assert_eq!((info.marks[1].flags, info.marks[1].mask, info.marks[1].ignored), (0x40, 0x800_0020, 2));
         assert_eq!(info.marks[2].on, FanotifyOn::Mount(0x1b));
+    }
+
+    #[test]
+    fn bpf_maps() {
+        let text = "map_type:\t1\nkey_size:\t4\nvalue_size:\t8\nmax_entries:\t10\nmap_flags:\t0x81\nmap_extra:\t0x0\n\
+                    memlock:\t1936\nmap_id:\t25\nfrozen:\t1\n";
+        let expected = BpfInfo {
+            map_type: 1,
+            key_size: 4,
+            value_size: 8,
+            maximum: 10,
+            flags: 0x81,
+            id: 25,
+            frozen: true,
+        };
+        assert_eq!(parse(text).detail, Detail::Bpf(expected));
     }
 
     #[test]

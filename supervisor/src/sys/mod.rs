@@ -10,6 +10,7 @@
 
 #![allow(unsafe_code, reason = "raw system calls that no crate wraps")]
 
+pub mod bpf;
 pub mod file;
 pub mod message_queue;
 pub mod pagemap;

@@ -12,6 +12,7 @@
 //! At the restore every description is made once, by this program, and sent to all tables that have it
 //! ([`place`]).
 
+pub mod bpf;
 pub mod epoll;
 pub mod event;
 pub mod fanotify;
@@ -89,6 +90,7 @@ pub const DESCRIPTOR_KINDS: &[DescriptorKind] = &[
         observe: process::observe,
         plan: process::plan,
     },
+    DescriptorKind { name: "bpf", claims: bpf::claims, observe: bpf::observe, plan: bpf::plan },
     DescriptorKind { name: "event", claims: event::claims, observe: event::observe, plan: event::plan },
     DescriptorKind { name: "signal", claims: signal::claims, observe: signal::observe, plan: signal::plan },
     DescriptorKind { name: "timer", claims: timer::claims, observe: timer::observe, plan: timer::plan },
