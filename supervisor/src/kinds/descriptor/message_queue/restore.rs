@@ -47,10 +47,12 @@ impl Action for OpenQueue {
             }
         };
         let opened = self.open_all(restoring, &queue, &name, is_ours);
-        // A name that is not to stay goes in any case; one that is to stay goes if the restore has failed.
-        if self.0.unlinked || (is_ours && opened.is_err()) {
+        // A name that is not to stay goes in any case; one that is to stay goes if the restore fails.
+        if self.0.unlinked {
             message_queue::unlink(&name)
                 .map_err(|errno| about(self.failed("removing the name of a message queue", errno)))?;
+        } else if is_ours {
+            restoring.undo.made_queue(name);
         }
         opened.map_err(about)
     }
