@@ -77,6 +77,8 @@ pub enum RunContent {
     OverFile,
     /// The parent has the same pages at the same addresses.
     Parent,
+    /// A guard region.
+    Guard,
 }
 
 /// Everything that was observed.
@@ -94,6 +96,8 @@ pub struct Records {
     pub pairs: Vec<Pair>,
     /// Message queues that are still to be asked for their messages.
     pub queues: Vec<Queue>,
+    /// Whether the files behind mappings are to be stored too, as far as they are part of the program.
+    pub embed_files: bool,
     nameless_files: HashMap<Inode, NamelessFileId>,
     segments: HashMap<Inode, SegmentId>,
 }

@@ -140,6 +140,7 @@ pub fn restore(request: Request, progress: &mut dyn FnMut(Progress)) -> Result<R
     let image = open(request.source)?;
     debug!(bytes = image.len(), elapsed = ?begin.elapsed(), "verified");
     let plan = plan(&image)?;
+    host(&image)?;
     debug!(steps = plan.len(), elapsed = ?begin.elapsed(), "planned");
     let snapshot: Snapshot = crate::image::one(&image)?;
     let place = place::find(&image)?;
@@ -212,6 +213,11 @@ fn spool(stream: &mut dyn Read) -> io::Result<File> {
     io::copy(stream, &mut file)?;
     file.rewind()?;
     Ok(file)
+}
+
+/// Looks whether this host has what the image relies on; all problems at once.
+pub(crate) fn host(image: &Image) -> Result<()> {
+    crate::kinds::memory::mapped_file::check(image)
 }
 
 /// Asks every kind what there is to do; all problems at once.

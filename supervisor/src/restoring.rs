@@ -4,6 +4,7 @@
 
 use crate::error::{Error, Result, Subject, code};
 use crate::kinds::descriptor::terminal::pair::restore::MadePair;
+use crate::kinds::segment::system_v::Held;
 use crate::namespaces;
 use crate::plan::Stage;
 use crate::stub::batch::{Batch, Outcome};
@@ -37,6 +38,8 @@ pub struct Restoring<'image> {
     pub descriptions: HashMap<DescriptionId, OwnedFd>,
     /// The shared segments that were made: open for reading and writing.
     pub segments: HashMap<SegmentId, OwnedFd>,
+    /// The System V segments that were found or made.
+    pub system_v: HashMap<SegmentId, Held>,
     /// The nameless files that were made: open for reading, and for writing where a mapping needs that.
     pub nameless_files: HashMap<NamelessFileId, OwnedFd>,
     /// Where the root directory of the application's mount namespace is seen from here; empty for our own.
@@ -77,6 +80,7 @@ impl<'image> Restoring<'image> {
             session_terminals: HashMap::new(),
             descriptions: HashMap::new(),
             segments: HashMap::new(),
+            system_v: HashMap::new(),
             nameless_files: HashMap::new(),
             root_directory: PathBuf::new(),
             degraded: Vec::new(),
@@ -177,6 +181,7 @@ impl<'image> Restoring<'image> {
                 Ok(()) | Err(_) => {}
             }
         }
+        self.system_v.values_mut().for_each(Held::keep);
         self.undo.release();
         Ok(())
     }

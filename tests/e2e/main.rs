@@ -29,28 +29,35 @@
 mod harness;
 mod stage;
 
+mod aio;
 mod attributes;
 mod blocked;
 mod commands;
 mod damaged;
 mod events;
 mod files;
+mod guards;
 mod handles;
 mod ipc;
+mod keys;
 mod kills;
 mod locks;
+mod mapped_files;
 mod memory;
 mod outside;
 mod over;
 mod paths;
 mod pipes;
 mod ptys;
+mod ranges;
 mod refusals;
+mod segments;
 mod servers;
 mod signals;
 mod small_stacks;
 mod sockets;
 mod spin;
+mod system_v;
 mod terminal;
 mod threads;
 mod timers;
@@ -73,6 +80,13 @@ const TOPICS: &[Topic] = &[
     small_stacks::TOPIC,
     tree::TOPIC,
     memory::TOPIC,
+    ranges::TOPIC,
+    guards::TOPIC,
+    keys::TOPIC,
+    segments::TOPIC,
+    system_v::TOPIC,
+    mapped_files::TOPIC,
+    aio::TOPIC,
     files::TOPIC,
     paths::TOPIC,
     handles::TOPIC,

@@ -78,6 +78,7 @@ fn play(stage: &Stage, story: &Story<'_>) -> Result<Json> {
             output: dump::Output::File(stage.image()),
             afterwards: Afterwards::Kill,
             freeze_timeout: PATIENCE,
+            embed_files: false,
             force: false,
         },
         &mut |_| {},

@@ -93,6 +93,8 @@ codes! {
     MAPPED_FILE_DIFFERS = "VC-MEM-002", Environment, "install the same version of the file as when the image was made";
     /// Memory could not be read or written.
     MEMORY_ACCESS = "VC-MEM-003", Internal, "please report it with the output of the same command and -vv";
+    /// A System V segment can't be had.
+    SEGMENT_TAKEN = "VC-MEM-005", Environment, "see ipcs -m: remove the segment with ipcrm -m, or end those who use it";
     /// The vdso of the image is not that of this kernel.
     VDSO_DIFFERS = "VC-MEM-004", Environment, "restore on a host with the same kernel";
     /// The image needs a processor feature.

@@ -17,6 +17,7 @@ pub mod pagemap;
 pub mod process;
 pub mod ptrace;
 pub mod schedule;
+pub mod shared_memory;
 pub mod sock_diag;
 pub mod socket;
 pub mod terminal;

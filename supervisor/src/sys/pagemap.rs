@@ -14,6 +14,9 @@ pub const SWAPPED: u64 = 1 << 4;
 /// `PAGE_IS_PFNZERO`: the page is the shared page of zeros.
 pub const ZERO: u64 = 1 << 5;
 
+/// `PAGE_IS_GUARD`: the page is in a guard region (Linux 6.16; before it such pages count as [`SWAPPED`]).
+pub const GUARD: u64 = 1 << 8;
+
 /// What to look for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Query {
@@ -31,7 +34,8 @@ pub struct Region {
     pub start: u64,
     /// First address behind the last page.
     pub end: u64,
-    categories: u64,
+    /// Which of the categories that were asked for hold.
+    pub categories: u64,
 }
 
 #[repr(C)]
@@ -54,7 +58,8 @@ struct ScanArguments {
 /// `_IOWR('f', 16, struct pm_scan_arg)`.
 const PAGEMAP_SCAN: u64 = 0xc060_6610;
 
-/// Finds the pages of a range and hands each run to `found`, in the order of addresses.
+/// Finds the pages of a range and hands each run to `found`, in the order of addresses. Of the categories only
+/// [`GUARD`] is told.
 ///
 /// # Errors
 /// `ENOTTY` where the kernel lacks it; else see the documentation.
@@ -63,7 +68,7 @@ pub fn scan(
     start: u64,
     end: u64,
     query: Query,
-    mut found: impl FnMut(u64, u64),
+    mut found: impl FnMut(Region),
 ) -> Result<(), Errno> {
     let mut regions = [Region::default(); 512];
     let mut start = start;
@@ -77,14 +82,14 @@ pub fn scan(
             category_inverted: query.none_of,
             category_mask: query.none_of,
             category_anyof_mask: query.any_of,
-            return_mask: query.any_of,
+            return_mask: query.any_of & GUARD,
             ..ScanArguments::default()
         };
         // SAFETY: the arguments and the array of regions that they name are live and exclusively borrowed.
         let result = unsafe { libc::ioctl(pagemap.as_raw_fd(), PAGEMAP_SCAN, &raw mut arguments) };
         let count = usize::try_from(Errno::result(result)?).unwrap_or(0);
         for region in regions.get(..count).unwrap_or_default() {
-            found(region.start, region.end);
+            found(*region);
         }
         if arguments.walk_end <= start {
             break;

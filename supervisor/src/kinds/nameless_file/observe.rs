@@ -24,22 +24,42 @@ pub fn observe(_frozen: &mut Frozen, _records: &mut Records) -> Result<()> {
 /// # Errors
 /// [`code::NOT_PERMITTED`] if it can't be opened for reading.
 pub fn observe_nameless(records: &mut Records, file: BorrowedFd<'_>, path: &Text) -> Result<NamelessFileId> {
+    let Content { id, is_new, links } = observe_content(records, file, path)?;
+    if is_new && links > 0 {
+        records
+            .degraded
+            .push(format!("{path}: has other names elsewhere ({links}); restored as a file of its own"));
+    }
+    Ok(id)
+}
+
+/// A file whose content travels in the image.
+#[derive(Debug, Clone, Copy)]
+pub struct Content {
+    /// Its identity.
+    pub id: NamelessFileId,
+    /// Whether it was seen for the first time.
+    pub is_new: bool,
+    /// Names that it has.
+    pub links: u32,
+}
+
+/// As [`observe_nameless`], for a file that may have names.
+///
+/// # Errors
+/// [`code::NOT_PERMITTED`] if it can't be opened for reading.
+pub fn observe_content(records: &mut Records, file: BorrowedFd<'_>, path: &Text) -> Result<Content> {
     let status = rustix::fs::fstat(file)
         .map_err(|errno| Error::system(code::PROC, "looking at a file without a name", errno))?;
     let (id, is_new) = records.nameless_file((status.st_dev, status.st_ino));
+    let links = u32::try_from(status.st_nlink).unwrap_or(u32::MAX);
     if !is_new {
-        return Ok(id);
+        return Ok(Content { id, is_new, links });
     }
     let sort = sort(file, status.st_mode, path)?;
     let is_regular = sort == Sort::Regular;
     // Only what a regular file holds is a matter of its size.
     let size = if is_regular { status.st_size.cast_unsigned() } else { 0 };
-    let links = u32::try_from(status.st_nlink).unwrap_or(u32::MAX);
-    if links > 0 {
-        records
-            .degraded
-            .push(format!("{path}: has other names elsewhere ({links}); restored as a file of its own"));
-    }
     if is_regular {
         records.contents.push(FileContent {
             owner: PageOwner::NamelessFile(id),
@@ -58,7 +78,7 @@ pub fn observe_nameless(records: &mut Records, file: BorrowedFd<'_>, path: &Text
         modified: nanoseconds(status.st_mtime, status.st_mtime_nsec),
         sort,
     });
-    Ok(id)
+    Ok(Content { id, is_new, links })
 }
 
 /// What it is.

@@ -11,6 +11,9 @@ use vckpt_image_format::record::file::{File, Target};
 use vckpt_image_format::record::shared_segment::Origin;
 use vckpt_image_format::{SegmentId, Text};
 
+/// The type of the file system of huge pages.
+const HUGETLBFS: i64 = 0x9584_58f6;
+
 /// Gives a record for each file.
 ///
 /// # Errors
@@ -32,6 +35,9 @@ fn file(opened: &Opened, records: &mut Records) -> Result<File> {
     } else if is_of_ended_task(opened) {
         path = nameless_file::old_path(&path);
         Target::OfEndedTask
+    } else if opened.link.0 == b"/secretmem (deleted)" {
+        let size = opened.status.st_size.cast_unsigned();
+        Target::Segment(segment::observe::observe_secret(records, opened.inode(), size))
     } else if let Some(name) = memory_file_name(opened) {
         Target::Segment(memory_file(opened, name, records)?)
     } else if opened.file_type() == libc::S_IFDIR && opened.status.st_nlink > 0 {
@@ -95,5 +101,9 @@ fn memory_file(opened: &Opened, name: Text, records: &mut Records) -> Result<Seg
     let again = nameless_file::observe::open_to_read(opened.file.as_fd())
         .map_err(|error| error.about(opened.subject.clone()))?;
     let size = opened.status.st_size.cast_unsigned();
-    Ok(segment::observe_segment(records, again, opened.inode(), size, Origin::Memfd { name, seals }))
+    let system = rustix::fs::fstatfs(&opened.file).ok().filter(|system| system.f_type == HUGETLBFS);
+    let page = system.and_then(|system| u64::try_from(system.f_bsize).ok()?.checked_ilog2());
+    let huge_page = page.and_then(|page| u8::try_from(page).ok()).unwrap_or(0);
+    let origin = Origin::Memfd { name, seals };
+    Ok(segment::observe::observe_segment(records, again, opened.inode(), size, origin, huge_page))
 }

@@ -69,8 +69,12 @@ impl OpenFile {
             return rustix::io::fcntl_dupfd_cloexec(made, 0)
                 .map_err(|errno| self.failed("opening a file that was made again", errno));
         }
-        restore::open_again(made.as_fd(), flags)
-            .map_err(|errno| self.failed("opening a file that was made again", errno))
+        match restore::open_again(made.as_fd(), flags) {
+            // Secret memory can't be opened again: its one description is what all have.
+            Err(rustix::io::Errno::NXIO) => rustix::io::fcntl_dupfd_cloexec(made, 0),
+            opened => opened,
+        }
+        .map_err(|errno| self.failed("opening a file that was made again", errno))
     }
 
     /// Opens the same file about a process that ends then.
