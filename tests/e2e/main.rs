@@ -37,6 +37,8 @@ mod damaged;
 mod events;
 mod files;
 mod guards;
+mod handles;
+mod ipc;
 mod keys;
 mod kills;
 mod locks;
@@ -44,7 +46,9 @@ mod mapped_files;
 mod memory;
 mod outside;
 mod over;
+mod paths;
 mod pipes;
+mod ptys;
 mod ranges;
 mod refusals;
 mod segments;
@@ -59,6 +63,7 @@ mod threads;
 mod timers;
 mod tree;
 mod waits;
+mod watches;
 mod workloads;
 
 use std::process::ExitCode;
@@ -83,6 +88,8 @@ const TOPICS: &[Topic] = &[
     mapped_files::TOPIC,
     aio::TOPIC,
     files::TOPIC,
+    paths::TOPIC,
+    handles::TOPIC,
     locks::TOPIC,
     pipes::TOPIC,
     outside::TOPIC,
@@ -90,9 +97,12 @@ const TOPICS: &[Topic] = &[
     timers::TOPIC,
     attributes::TOPIC,
     events::TOPIC,
+    watches::TOPIC,
     sockets::TOPIC,
     over::TOPIC,
     terminal::TOPIC,
+    ptys::TOPIC,
+    ipc::TOPIC,
     kills::TOPIC,
     servers::TOPIC,
     workloads::TOPIC,

@@ -135,12 +135,32 @@ fn description(id: u32, flags: u32) -> Description {
 
 fn descriptors(writer: &mut Writer) {
     let context = FileSystemContextId(0);
-    add(writer, &CurrentDirectory { context, directory: "/srv".into(), root: "/".into(), umask: 0o22 });
+    add(
+        writer,
+        &CurrentDirectory {
+            context,
+            directory: "/srv".into(),
+            nameless: None,
+            root: "/".into(),
+            umask: 0o22,
+        },
+    );
     let path = "/srv/log".into();
     let target = Target::Regular { size: 99, modified: 0 };
     add(writer, &File { description: description(0, 0o102_001), path, target, position: 42 });
     let ends = vec![description(1, 0)];
-    add(writer, &Pipe { id: PipeId(0), inode: 77, path: None, capacity: 4096, reach: Reach::Inside, ends });
+    add(
+        writer,
+        &Pipe {
+            id: PipeId(0),
+            inode: 77,
+            path: None,
+            nameless: None,
+            capacity: 4096,
+            reach: Reach::Inside,
+            ends,
+        },
+    );
     let descriptor = |number, description| Descriptor {
         number,
         close_on_exec: false,

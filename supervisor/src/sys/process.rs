@@ -10,8 +10,16 @@ type Result<T> = std::result::Result<T, Errno>;
 /// # Errors
 /// See pidfd_open(2).
 pub fn pidfd_open(pid: i32) -> Result<OwnedFd> {
+    pidfd_open_with(pid, 0)
+}
+
+/// A descriptor for a process, or with `PIDFD_THREAD` for a thread.
+///
+/// # Errors
+/// See pidfd_open(2).
+pub fn pidfd_open_with(pid: i32, flags: u32) -> Result<OwnedFd> {
     // SAFETY: plain numbers; the kernel checks them.
-    let result = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    let result = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, flags) };
     own(result)
 }
 

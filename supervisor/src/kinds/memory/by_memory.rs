@@ -12,7 +12,7 @@ use crate::sys::pagemap::{self, Query};
 use std::fs::File;
 use std::os::fd::AsFd;
 use vckpt_image_format::record::mmap_memory::PageOwner;
-use vckpt_image_format::record::nameless_file::NamelessFile;
+use vckpt_image_format::record::nameless_file::{NamelessFile, Sort};
 use vckpt_image_format::record::process_map::MappedFile;
 use vckpt_image_format::record::shared_segment::{Origin, SharedSegment};
 use vckpt_image_format::{SegmentId, Text};
@@ -80,6 +80,7 @@ pub(super) fn file(at: At<'_>, path: Text, records: &mut Records) -> Result<Mapp
             size,
             links: 0,
             modified: 0,
+            sort: Sort::Regular,
         });
         gather(PageOwner::NamelessFile(id), pieces, records)?;
     }

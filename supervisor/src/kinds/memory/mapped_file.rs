@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Problems, Result, Subject, code};
 use crate::frozen::FrozenProcess;
+use crate::kinds::nameless_file;
 use crate::kinds::nameless_file::observe::{observe_content, observe_nameless};
 use crate::proc::read;
 use crate::records::{Inode, Records};
@@ -77,6 +78,9 @@ pub(super) fn nameless(
         .map_err(|error| about(Error::system(code::MAPPING, "looking at a mapped file", error)))?;
     if !metadata.is_file() {
         return Err(about(Error::new(code::MAPPING, "it maps something that is no regular file")));
+    }
+    if let Some(other) = nameless_file::other_name(&path, (metadata.dev(), metadata.ino())) {
+        return Ok(described(other, &metadata, None, writable));
     }
     let id = observe_nameless(records, file.as_fd(), &path).map_err(about)?;
     Ok(described(path, &metadata, Some(id), writable))

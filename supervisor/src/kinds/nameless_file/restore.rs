@@ -1,5 +1,7 @@
 //! Making nameless files again.
 
+use super::place::Parents;
+use super::{node, place};
 use crate::error::{Error, Result, Subject, code};
 use crate::kinds::descriptor::all;
 use crate::kinds::descriptor::restore::open_again;
@@ -11,10 +13,10 @@ use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, Timespec, Timestamps, Uid};
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use vckpt_image_format::record::file::Target;
 use vckpt_image_format::record::mmap_memory::{PageOwner, PageRun};
-use vckpt_image_format::record::nameless_file::NamelessFile;
+use vckpt_image_format::record::nameless_file::{NamelessFile, Sort};
 use vckpt_image_format::record::process_map::{MappedFile, ProcessMap, Source};
 use vckpt_image_format::{Image, NamelessFileId, record};
 
@@ -101,18 +103,15 @@ impl Action for MakeNamelessFile {
 impl MakeNamelessFile {
     fn make(&self, restoring: &mut Restoring<'_>) -> Result<OwnedFd> {
         let path = restoring.path(self.file.path.as_path());
-        let wanted = path.parent().unwrap_or(Path::new("/"));
-        let directory = wanted.ancestors().find(|directory| directory.is_dir()).unwrap_or(Path::new("/"));
-        if directory != wanted {
-            restoring.degraded.push(format!(
-                "{}: its directory is gone; the file was made in {}",
-                self.file.path,
-                directory.display()
-            ));
+        if self.file.sort != Sort::Regular {
+            return node::make(&path, &self.file);
         }
-        let made = self.make_somewhere(directory, restoring).map_err(|errno| {
-            failed("making a file without a name", errno).about(Subject::path(directory.display()))
+        let wanted = path.parent().unwrap_or(Path::new("/"));
+        let parents = Parents::make(wanted);
+        let made = self.make_somewhere(wanted, restoring).map_err(|errno| {
+            failed("making a file without a name", errno).about(Subject::path(wanted.display()))
         })?;
+        drop(parents);
         let file = File::from(made);
         file.set_len(self.file.size).map_err(|error| failed("setting the size of a file", error))?;
         fill::file(restoring.image, &self.runs, &file, self.file.size)?;
@@ -133,7 +132,7 @@ impl MakeNamelessFile {
     ) -> std::result::Result<OwnedFd, rustix::io::Errno> {
         use rustix::io::Errno;
         match make_nameless(directory) {
-            Err(Errno::ACCESS | Errno::PERM | Errno::ROFS) => {
+            Err(Errno::ACCESS | Errno::PERM | Errno::ROFS | Errno::NOENT | Errno::NOTDIR) => {
                 let other = restoring.path(&std::env::temp_dir());
                 let made = make_nameless(&other)?;
                 restoring.degraded.push(format!(
@@ -171,18 +170,11 @@ fn make_nameless(directory: &Path) -> std::result::Result<OwnedFd, rustix::io::E
         Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::ISDIR | rustix::io::Errno::INVAL) => {}
         other => return other,
     }
-    for attempt in 0..100 {
-        let name: PathBuf = directory.join(format!(".vckpt-{}-{attempt}", std::process::id()));
-        match rustix::fs::open(&name, flags | OFlags::CREATE | OFlags::EXCL, mode) {
-            Err(rustix::io::Errno::EXIST) => {}
-            Err(errno) => return Err(errno),
-            Ok(file) => {
-                rustix::fs::unlinkat(CWD, &name, AtFlags::empty())?;
-                return Ok(file);
-            }
-        }
-    }
-    Err(rustix::io::Errno::EXIST)
+    let (file, name) = place::new_name(directory, None, |name| {
+        rustix::fs::open(name, flags | OFlags::CREATE | OFlags::EXCL, mode)
+    })?;
+    rustix::fs::unlinkat(CWD, &name, AtFlags::empty())?;
+    Ok(file)
 }
 
 fn failed(what: &str, errno: impl Into<std::io::Error>) -> Box<Error> {

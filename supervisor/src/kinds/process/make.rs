@@ -1,6 +1,7 @@
 //! Making processes: puppets that make one another.
 
 use crate::error::{Error, Result, Subject, code};
+use crate::kinds::descriptor::terminal::pair::restore::take_controlling;
 use crate::kinds::memory::build::{self, MemoryPlan};
 use crate::plan::Action;
 use crate::restoring::Restoring;
@@ -67,6 +68,7 @@ impl Action for MakeProcesses {
             let Some(status) = birth.zombie else { continue };
             let Some(mut puppet) = restoring.puppets.remove(&birth.id) else { continue };
             puppet.end(status)?;
+            restoring.zombies.insert(birth.id, puppet.tid);
             if let (Some(parent), signal @ 1..) = (birth.parent, birth.exit_signal) {
                 take_signal(restoring, parent, signal)?;
             }
@@ -90,6 +92,8 @@ impl MakeProcesses {
             let mut batch = Batch::new();
             batch.must("founding a session", libc::SYS_setsid, []);
             restoring.run(birth.id, &batch)?;
+            // Before the children are made, which inherit it.
+            take_controlling(restoring, birth.id)?;
         }
         for child in children().filter(|child| !child.before_parents_session) {
             spawn(restoring, birth.id, child)?;

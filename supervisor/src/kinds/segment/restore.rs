@@ -16,6 +16,9 @@ use vckpt_image_format::record::mmap_memory::{PageOwner, PageRun};
 use vckpt_image_format::record::shared_segment::{Origin, SharedSegment};
 use vckpt_image_format::{Record, SegmentId};
 
+/// `F_SEAL_EXEC`.
+const SEAL_EXEC: u32 = 0x20;
+
 /// Adds a step for each segment.
 ///
 /// # Errors
@@ -98,6 +101,9 @@ impl MakeSegment {
             }
         };
         let mut flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+        // This seal comes with the permissions of a file that is not to be run.
+        let never_runs = matches!(self.segment.origin, Origin::Memfd { seals, .. } if seals & SEAL_EXEC != 0);
+        flags.set(MFdFlags::from_bits_retain(libc::MFD_NOEXEC_SEAL), never_runs);
         if huge_page != 0 {
             let size = u32::from(huge_page) << libc::MFD_HUGE_SHIFT;
             flags |= MFdFlags::MFD_HUGETLB | MFdFlags::from_bits_retain(size);
