@@ -4,6 +4,7 @@ use super::sharing;
 use super::stop::StoppedTree;
 use crate::error::{Error, Problems, Result, Subject, code};
 use crate::frozen::{Frozen, FrozenProcess, FrozenThread};
+use crate::kinds::memory::attributes;
 use crate::proc::{identity, maps, read, stat};
 use crate::stub::agent::Agent;
 use crate::sys::process;
@@ -50,7 +51,7 @@ pub fn preflight(pid: i32) -> Result<()> {
 /// Everything that can't be dumped, all at once.
 pub(super) fn survey(root: i32, tree: StoppedTree) -> Result<Frozen> {
     let mut problems = Problems::new();
-    let StoppedTree { tasks, zombies, parents, mut clocks, .. } = tree;
+    let StoppedTree { tasks, zombies, parents, clocks, .. } = tree;
     let mut groups: BTreeMap<i32, Vec<Agent>> = BTreeMap::new();
     let mut stop_signals: BTreeMap<i32, i32> = BTreeMap::new();
     for (_, task) in tasks {
@@ -58,7 +59,7 @@ pub(super) fn survey(root: i32, tree: StoppedTree) -> Result<Frozen> {
         if let Some(signal) = task.stop_signal {
             stop_signals.insert(pid, signal);
         }
-        if let Some(agent) = problems.take(task.prepare(&mut clocks)) {
+        if let Some(agent) = problems.take(task.prepare(&clocks)) {
             groups.entry(pid).or_default().push(agent);
         }
     }
@@ -165,6 +166,13 @@ fn refuse(process: &FrozenProcess, problems: &mut Problems) {
     let about = |error: Box<Error>| error.about(process.subject());
     if process.threads.first().is_some_and(|leader| leader.tid != process.pid) {
         problems.push(about(Error::new(code::TASK_STATE, "its first thread has ended while others run")));
+    }
+    // Where these are, not even a stub can be put without harm.
+    for map in &process.maps {
+        if let Some(meaning) = attributes::harmed_by_stub(&map.flags) {
+            let error = Error::new(code::MAPPING, format!("it has {meaning}"));
+            problems.push(error.about(process.subject().address(map.start)));
+        }
     }
     if process.identity.seccomp != 0 {
         problems.push(about(Error::new(code::TASK_STATE, "it runs under a seccomp filter")));

@@ -13,7 +13,8 @@ use crate::proc::{read, stat};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 use std::collections::HashMap;
-use std::time::Duration;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
 
 /// What was seen before a task was stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,12 +41,6 @@ pub struct Clocks {
     differences: HashMap<i32, Option<i64>>,
 }
 
-/// By how much the clock of a processor may fall behind in a wait of this limit, all in nanoseconds: several times of
-/// what was seen on virtual machines.
-const fn drift(limit: u64) -> u64 {
-    20_000_000 + limit / 16
-}
-
 /// A task that sleeps does not run earlier than this after the moment at which it is about to be asked to stop, in
 /// nanoseconds: the request alone takes most of that. Measured: never below 2,700.
 const WAKING: i64 = 1_500;
@@ -53,7 +48,7 @@ const WAKING: i64 = 1_500;
 impl Before {
     /// Looks at a task. Nothing if it runs, or is in no call whose time is limited, or the kernel does not tell.
     #[must_use]
-    pub fn look(tid: i32, clocks: &mut Clocks) -> Option<Self> {
+    pub fn look(tid: i32, clocks: &Clocks) -> Option<Self> {
         let Call { number, .. } = parse_call(&read::file(tid, "syscall").ok()?)?;
         call::place(number)?;
         let difference = clocks.difference(stat::processor(&read::file(tid, "stat").ok()?)?)?;
@@ -62,26 +57,16 @@ impl Before {
         Some(Self { number, since: scheduled.at + difference, scheduled })
     }
 
-    /// Since when the task waits in a call of this number and limit in nanoseconds, if that is still the one that was
-    /// seen. To be asked when it has stopped.
+    /// Since when the task waits in a call of this number, if that is still the one that was seen. To be asked when it
+    /// has stopped.
     #[must_use]
-    pub fn waiting_since(
-        &self,
-        tid: i32,
-        (number, limit): (u64, u64),
-        moments: Moments,
-        clocks: &mut Clocks,
-    ) -> Option<i64> {
+    pub fn waiting_since(&self, tid: i32, number: u64, moments: Moments, clocks: &Clocks) -> Option<i64> {
         let scheduled = parse(&read::file(tid, "sched").ok()?)?;
         // It was woken by the stop and went to sleep once, in the stop.
         if number != self.number || scheduled.sleeps > self.scheduled.sleeps + 1 {
             return None;
         }
-        let surely_waiting = self.since.saturating_add_unsigned(limit.saturating_sub(drift(limit)));
-        if moments.asked < surely_waiting {
-            return Some(self.since);
-        }
-        // It may have been woken by the end of its time just before, and made the call again.
+        // It may have been woken by the end of its wait just before, and made the call again.
         let difference = clocks.difference(stat::processor(&read::file(tid, "stat").ok()?)?)?;
         let woken_at = scheduled.at - (scheduled.ran - self.scheduled.ran) + difference;
         (woken_at > moments.asked + WAKING).then_some(self.since)
@@ -89,21 +74,72 @@ impl Before {
 }
 
 impl Clocks {
+    /// Reads the clocks of the processors, if a thread of the process `pid` or of its children waits for at most some
+    /// time. To be called before anything is stopped: on a processor that a task of high priority keeps for itself
+    /// there is nothing to be read in good time, and then it is as if the kernel did not tell.
+    #[must_use]
+    pub fn read(pid: i32) -> Self {
+        const PATIENCE: Duration = Duration::from_millis(50);
+        const MOST: usize = 16;
+        if !waits_somewhere(pid) {
+            return Self::default();
+        }
+        let Ok(home) = sched_getaffinity(Pid::from_raw(0)) else { return Self::default() };
+        let processors = (0..CpuSet::count()).filter(|&number| home.is_set(number) == Ok(true));
+        let processors: Vec<usize> = processors.take(MOST).collect();
+        let wanted = processors.len();
+        let (tell, hear) = mpsc::channel();
+        let spawned = std::thread::Builder::new().name("clocks".to_owned()).spawn(move || {
+            for processor in processors {
+                if tell.send((processor, compare(processor))).is_err() {
+                    return;
+                }
+            }
+        });
+        if spawned.is_err() {
+            return Self::default();
+        }
+        let deadline = Instant::now() + PATIENCE;
+        let mut differences = HashMap::new();
+        while differences.len() < wanted
+            && let Ok((processor, difference)) =
+                hear.recv_timeout(deadline.saturating_duration_since(Instant::now()))
+        {
+            differences.extend(i32::try_from(processor).ok().map(|processor| (processor, difference)));
+        }
+        Self { differences }
+    }
+
     /// `CLOCK_MONOTONIC` minus the clock of a processor, in nanoseconds.
-    fn difference(&mut self, processor: i32) -> Option<i64> {
-        *self.differences.entry(processor).or_insert_with(|| compare(processor))
+    fn difference(&self, processor: i32) -> Option<i64> {
+        self.differences.get(&processor).copied().flatten()
     }
 }
 
+/// Whether a task of a tree sleeps in a call that may have a limit of time.
+fn waits_somewhere(root: i32) -> bool {
+    let mut processes = vec![root];
+    while let Some(pid) = processes.pop() {
+        for tid in read::numbers(pid, "task").unwrap_or_default() {
+            let call = read::file(tid, "syscall").ok().as_deref().and_then(parse_call);
+            if call.is_some_and(|call| call::place(call.number).is_some()) {
+                return true;
+            }
+            let children = read::file(pid, &format!("task/{tid}/children")).unwrap_or_default();
+            let children = String::from_utf8_lossy(&children).into_owned();
+            processes.extend(children.split_ascii_whitespace().filter_map(|word| word.parse::<i32>().ok()));
+        }
+    }
+    false
+}
+
 /// Goes to a processor and reads its clock: that of the moment at which we came there.
-fn compare(processor: i32) -> Option<i64> {
+fn compare(processor: usize) -> Option<i64> {
     const WANTED: usize = 3;
     const TRIES: usize = 16;
-    let this = Pid::from_raw(0);
-    let home = sched_getaffinity(this).ok()?;
     let mut there = CpuSet::new();
-    there.set(usize::try_from(processor).ok()?).ok()?;
-    let went = sched_setaffinity(this, &there);
+    there.set(processor).ok()?;
+    sched_setaffinity(Pid::from_raw(0), &there).ok()?;
     let mut undisturbed = Vec::with_capacity(WANTED);
     let mut disturbed = None;
     for (difference, took) in (0..TRIES).filter_map(|_| sample()) {
@@ -115,8 +151,6 @@ fn compare(processor: i32) -> Option<i64> {
             break;
         }
     }
-    sched_setaffinity(this, &home).ok()?;
-    went.ok()?;
     // A tick may set the clock of one of them a little ahead: the middle one is good. On a busy machine the least has
     // to do, by which a wait is too long rather than too short.
     undisturbed.sort_unstable();

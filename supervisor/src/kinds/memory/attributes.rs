@@ -40,6 +40,15 @@ const REFUSED: &[(&[u8; 2], &str)] = &[
     (b"sf", "a file of persistent memory with MAP_SYNC"),
 ];
 
+/// What it means if a mapping with these flags forbids even to put a stub into its process: frames that are written to a
+/// range handled by a stopped thread wait for that, and a shadow stack does not know of them.
+#[must_use]
+pub fn harmed_by_stub(words: &[[u8; 2]]) -> Option<&'static str> {
+    const HARMED: [&[u8; 2]; 4] = [b"um", b"uw", b"ui", b"ss"];
+    let refused = REFUSED.iter().filter(|(word, _)| HARMED.contains(word));
+    refused.filter(|(word, _)| words.contains(word)).map(|&(_, meaning)| meaning).next()
+}
+
 /// The flags of a mapping.
 ///
 /// # Errors

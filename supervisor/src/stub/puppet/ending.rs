@@ -11,7 +11,7 @@ impl Puppet {
     /// Makes it end itself with this wait status; its parent will find a zombie.
     ///
     /// # Errors
-    /// [`code::STUB_SILENT`].
+    /// [`code::STUB_SILENT`](crate::error::code::STUB_SILENT).
     pub fn end(&mut self, status: u32) -> Result<()> {
         let signal = status & 0x7f;
         let mut batch = Batch::new();
