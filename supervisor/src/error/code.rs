@@ -85,6 +85,8 @@ codes! {
     PTRACE = "VC-TRC-001", Internal, "please report it with the output of the same command and -vv";
     /// The stub could not be put in place.
     INJECT = "VC-TRC-002", Internal, "please report it with the output of the same command and -vv";
+    /// The target has too little left of a limit of its own for the stubs.
+    TARGET_LIMITS = "VC-TRC-007", Unsupported, "raise the limits of the process, as with prlimit --pid PID --nofile=65536 --as=unlimited --memlock=unlimited";
     /// The stub did not answer.
     STUB_SILENT = "VC-TRC-003", Internal, "please report it with the output of the same command and -vv";
     /// A system call that was made inside the target failed.

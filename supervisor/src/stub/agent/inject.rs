@@ -11,6 +11,7 @@ use crate::sys::ptrace::Registers;
 use crate::tracee::sigframe::{self, Gadgets, RED_ZONE, WayHome};
 use crate::tracee::stack::Room;
 use crate::waits::resume;
+use nix::errno::Errno;
 use std::fs::File;
 use std::os::fd::BorrowedFd;
 use vckpt_parasite::protocol::{self, Boot, mode};
@@ -54,7 +55,7 @@ const AT_ONCE: usize = 16;
 /// of it away again.
 ///
 /// # Errors
-/// [`code::INJECT`] if a target refuses a call; if a thread is gone. All threads at once.
+/// [`code::TARGET_LIMITS`] or [`code::INJECT`] if a target refuses a call; if a thread is gone. All threads at once.
 ///
 /// [`remove`]: super::remove
 pub fn inject(mut injections: Vec<Injection<'_>>) -> Result<()> {
@@ -244,8 +245,6 @@ impl Agent {
             Error::system(code::INJECT, "fetching the socket of the stub", errno).about(self.subject())
         })?;
         self.step(|_, stopped| Ok(TaskState::Running(stopped.resume(0)?)))?;
-        // The other one it closes now.
-        self.foothold.descriptors.truncate(1);
         self.foothold.channel = Some(Channel::new(socket));
         Ok(())
     }
@@ -261,7 +260,9 @@ impl Agent {
     }
 
     fn refused(&self, what: &str, result: i64) -> Box<Error> {
-        let errno = i32::try_from(-result).unwrap_or(0);
-        Error::system(code::INJECT, what, std::io::Error::from_raw_os_error(errno)).about(self.subject())
+        let errno = Errno::from_raw(i32::try_from(-result).unwrap_or(0));
+        let short = [Errno::EMFILE, Errno::ENOMEM, Errno::EAGAIN].contains(&errno);
+        let code = if short { code::TARGET_LIMITS } else { code::INJECT };
+        Error::system(code, what, errno).about(self.subject())
     }
 }

@@ -67,7 +67,8 @@ struct Foothold {
     way_home: Option<(u64, u64)>,
     /// Its area, and whether the thread has made it by itself.
     area: Option<(u64, bool)>,
-    /// Descriptors of ours in its table.
+    /// Descriptors of ours in its table: the stub's end of the socket pair, and the other, which the stub closes when
+    /// it begins to serve. Nobody else can get that number meanwhile.
     descriptors: Vec<i32>,
     /// To the stub, once it serves.
     channel: Option<Channel>,
