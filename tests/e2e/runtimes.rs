@@ -24,6 +24,8 @@ pub(crate) const TOPIC: Topic = Topic {
         ("ruby", ruby),
         ("erlang", erlang),
         ("python_asyncio", python),
+        ("python_pool_by_fork", || python_pool("fork")),
+        ("python_pool_by_spawn", || python_pool("spawn")),
         ("coroutines_on_small_stacks", coroutines),
         ("memcached_of_another_user", memcached),
         ("tmux_with_bash_and_vi", tmux),
@@ -160,6 +162,33 @@ fn python() -> Outcome {
     let case = Case::new()?;
     let (port, command) = script(&case, &program, "python", "server.py", include_str!("programs/server.py"))?;
     goes_on(case, "python", port, 3, command)
+}
+
+/// Processes that share semaphores: files that are mapped, but not open, and may have lost their names.
+fn python_pool(method: &str) -> Outcome {
+    let program = need_program("python3")?;
+    let mut case = Case::new()?;
+    let file = write(&case, "pool.py", include_str!("programs/pool.py"))?;
+    let mut root = spawn(case.command(&program, "python")?.args([&file, method]))?;
+    let laps = case.path("laps");
+    until("the pool", LIMIT, || laps.exists().then_some(()))?;
+    let start = grows(&laps, "the pool", root);
+    ensure!(start.is_ok(), "{start:?}: {}", case.output("python"));
+    for _ in 0..2 {
+        let image = case.dump(root)?;
+        root = case.restore(&image)?;
+        fs::remove_file(image)?;
+        let further = grows(&laps, "the pool", root);
+        ensure!(further.is_ok(), "{further:?}: {}", case.output("python"));
+    }
+    signal(root, libc::SIGTERM)?;
+    until("the pool to end", LIMIT, || {
+        reap();
+        (!alive(root)).then_some(())
+    })?;
+    let words = case.output("python");
+    ensure!(words.is_empty(), "the pool says {words}");
+    case.finish_empty()
 }
 
 fn coroutines() -> Outcome {
