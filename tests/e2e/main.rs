@@ -34,6 +34,7 @@ mod attributes;
 mod blocked;
 mod commands;
 mod damaged;
+mod databases;
 mod events;
 mod files;
 mod guards;
@@ -51,6 +52,7 @@ mod pipes;
 mod ptys;
 mod ranges;
 mod refusals;
+mod runtimes;
 mod segments;
 mod servers;
 mod signals;
@@ -106,6 +108,8 @@ const TOPICS: &[Topic] = &[
     kills::TOPIC,
     servers::TOPIC,
     workloads::TOPIC,
+    runtimes::TOPIC,
+    databases::TOPIC,
     refusals::TOPIC,
     damaged::TOPIC,
     commands::TOPIC,

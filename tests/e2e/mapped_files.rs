@@ -13,13 +13,14 @@ use crate::stage::{Stage, verify};
 
 pub(crate) const TOPIC: Topic = Topic {
     name: "mapped_files",
-    fixtures: &[("mapper", mapper), ("stale", stale), ("relatives", relatives)],
+    fixtures: &[("mapper", mapper), ("stale", stale), ("relatives", relatives), ("shared", shared)],
     cases: &[
         ("changed_since_is_refused", changed_since),
         ("embedded", embedded),
         ("embedded_and_there", embedded_and_there),
         ("library_was_replaced", library_was_replaced),
         ("deleted_or_cut_before", deleted_or_cut_before),
+        ("shared_without_a_name", || two_rounds("shared")),
     ],
 };
 
@@ -220,6 +221,76 @@ fn stale(stage: Stage) {
                 verify!(byte == expected, "page {number} has {byte:x} instead of {expected:x}");
             }
         }
+        Ok(())
+    });
+}
+
+/// A parent and a child share files that nobody has open and whose first name is gone: one of which each maps another
+/// part, one that ends before its mapping does, one that has another name.
+fn shared(stage: Stage) {
+    let open = |name: &str, pages: usize, mapped: usize| {
+        let path = stage.path(name);
+        fs::write(&path, &content()[..pages * PAGE]).unwrap();
+        let file = File::options().read(true).write(true).open(&path).unwrap();
+        let place =
+            map(mapped * PAGE, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED, file.as_raw_fd());
+        if name == "linked" {
+            fs::hard_link(&path, stage.path("other-name")).unwrap();
+        }
+        fs::remove_file(path).unwrap();
+        place as usize
+    };
+    let whole = open("whole", PAGES, PAGES);
+    let short = open("short", 2, PAGES);
+    let linked = open("linked", PAGES, PAGES);
+    // SAFETY: the pages are mapped writable.
+    let write = move |place: usize, byte: u8| unsafe { (place as *mut u8).write_volatile(byte) };
+    // SAFETY: the pages are mapped readable.
+    let byte = move |place: usize| unsafe { (place as *const u8).read_volatile() };
+    let unmap = move |first: usize, pages: usize| {
+        // SAFETY: nobody uses these pages any more.
+        assert_eq!(unsafe { libc::munmap((whole + first * PAGE) as *mut _, pages * PAGE) }, 0);
+    };
+    let (ask, answer) = (pipe(0), pipe(0));
+    fork(move || {
+        unmap(0, 2);
+        while let Ok(asked) = take(ask[0], 1) {
+            let Some(&asked) = asked.first() else { break };
+            for place in [whole + 2 * PAGE, short + PAGE, linked + PAGE] {
+                write(place, asked);
+            }
+            if put(answer[1], &[byte(whole + 7 * PAGE), byte(linked)]).is_err() {
+                return 1;
+            }
+        }
+        0
+    });
+    unmap(4, 2);
+    let other_name = stage.path("other-name");
+    stage.serve(move |number| {
+        let number = number as u8 + 100;
+        write(linked, number);
+        put(ask[1], &[number]).map_err(|error| error.to_string())?;
+        let child = take(answer[0], 2).map_err(|error| error.to_string())?;
+        verify!(child == [8, number], "the child has {child:?}, asked {number}");
+        let own = [whole, whole + 2 * PAGE, whole + 3 * PAGE, short, short + PAGE, linked + PAGE].map(byte);
+        verify!(own == [1, number, 4, 1, number, number], "the parent has {own:?}, asked {number}");
+        let file = fs::read(&other_name).map_err(|error| error.to_string())?;
+        verify!(
+            file[..1] == [number] && file[PAGE] == number,
+            "the file that has another name is not mapped"
+        );
+        // The file of two pages has not become longer.
+        let (ends, reads) = (pipe(0), [PAGE, 2 * PAGE].map(|offset| short + offset));
+        let found = reads.map(|place| {
+            // SAFETY: the kernel reads the byte, or says that there is none.
+            unsafe { libc::write(ends[1], place as *const _, 1) }
+        });
+        for end in ends {
+            // SAFETY: a descriptor of ours.
+            unsafe { libc::close(end) };
+        }
+        verify!(found == [1, -1], "reads behind the end of the file give {found:?}");
         Ok(())
     });
 }

@@ -11,11 +11,15 @@ use crate::records::{FoundRun, MemoryContent, Records, RunContent};
 use crate::sys::pagemap::{self, Query};
 use std::fs::File;
 use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
 use vckpt_image_format::record::mmap_memory::PageOwner;
 use vckpt_image_format::record::nameless_file::{NamelessFile, Sort};
 use vckpt_image_format::record::process_map::MappedFile;
 use vckpt_image_format::record::shared_segment::{Origin, SharedSegment};
 use vckpt_image_format::{SegmentId, Text};
+
+/// Bytes of a page.
+const PAGE: u64 = 4096;
 
 /// A piece of a mapping that shows a part of what is mapped.
 struct Piece<'tree> {
@@ -46,7 +50,7 @@ pub(super) fn segment(
         let name = String::from_utf8_lossy(&at.line.name);
         records.degraded.push(format!("{name}: its seals and exact size can't be seen, for it is not open"));
     }
-    let pieces = lines(at).map(|(process, line)| Piece { process, line, start: line.start, end: line.end });
+    let pieces = lines(at).filter_map(|(process, line)| in_file(process, line));
     let size = exact.unwrap_or_else(|| end(at));
     records.push(SharedSegment { id, size, origin, huge_page: huge_page(at.line) });
     let missing = gather(PageOwner::Segment(id), pieces.collect(), records)?;
@@ -58,18 +62,22 @@ pub(super) fn segment(
     Ok(())
 }
 
-/// A file without a name that is mapped privately; adds its record and content the first time. What nobody maps, and
-/// what everybody has written over, is not seen by anybody, and zeros in the file that is made again.
+/// A file without a name; adds its record and content the first time. What nobody maps, and what everybody has written
+/// over in private mappings, is not seen by anybody, and zeros in the file that is made again.
 ///
 /// # Errors
 /// If the memory of a process can't be reached.
-pub(super) fn file(at: At<'_>, path: Text, records: &mut Records) -> Result<MappedFile> {
+pub(super) fn file(at: At<'_>, path: Text, writable: bool, records: &mut Records) -> Result<MappedFile> {
     let (id, first) = records.nameless_file((at.line.device, at.line.inode));
-    let size = end(at);
+    let size = pages_end(at);
     if first {
         let mut pieces = Vec::new();
         for (process, line) in lines(at) {
-            pieces.extend(untouched(process, line)?);
+            if line.shared {
+                pieces.extend(in_file(process, line));
+            } else {
+                pieces.extend(untouched(process, line)?);
+            }
         }
         records.push(NamelessFile {
             id,
@@ -84,8 +92,15 @@ pub(super) fn file(at: At<'_>, path: Text, records: &mut Records) -> Result<Mapp
         });
         gather(PageOwner::NamelessFile(id), pieces, records)?;
     }
-    Ok(MappedFile { path, nameless: Some(id), embedded: false, size, modified: 0, writable: false })
+    if at.line.shared && !records.degraded.iter().any(|line| line == UNSEEN) {
+        records.degraded.push(UNSEEN.to_owned());
+    }
+    Ok(MappedFile { path, nameless: Some(id), embedded: false, size, modified: 0, writable })
 }
+
+/// What is told once, since a program often has many such files (semaphores, for example).
+const UNSEEN: &str = "mapped files without a name that are not open: their exact sizes, what no process maps of them, \
+                      and names that they may have elsewhere can't be seen";
 
 /// All mappings of what a mapping maps.
 fn lines(at: At<'_>) -> impl Iterator<Item = (&FrozenProcess, &MapLine)> {
@@ -98,6 +113,35 @@ fn lines(at: At<'_>) -> impl Iterator<Item = (&FrozenProcess, &MapLine)> {
 /// Where the last of them ends.
 fn end(at: At<'_>) -> u64 {
     lines(at).map(|(_, line)| line.offset + (line.end - line.start)).max().unwrap_or(0)
+}
+
+/// The part of a shared mapping behind which the file has pages: none can be read behind its end.
+fn in_file<'tree>(process: &'tree FrozenProcess, line: &'tree MapLine) -> Option<Piece<'tree>> {
+    let has =
+        |page: u64| process.memory.read_at(&mut [0], line.start + page * PAGE).is_ok_and(|read| read == 1);
+    let (mut within, mut behind) = (0, (line.end - line.start) / PAGE);
+    if behind > 0 && has(behind - 1) {
+        within = behind;
+    }
+    while within < behind {
+        let middle = within + (behind - within) / 2;
+        if has(middle) {
+            within = middle + 1;
+        } else {
+            behind = middle;
+        }
+    }
+    (within > 0).then_some(Piece { process, line, start: line.start, end: line.start + within * PAGE })
+}
+
+/// Where the file ends behind the last of them, as far as that can be seen.
+fn pages_end(at: At<'_>) -> u64 {
+    let ends = lines(at).filter_map(|(process, line)| match in_file(process, line) {
+        Some(piece) if line.shared => Some(line.offset + (piece.end - line.start)),
+        None if line.shared => None,
+        _ => Some(line.offset + (line.end - line.start)),
+    });
+    ends.max().unwrap_or(0)
 }
 
 /// The parts of a private mapping that the process has not written over.

@@ -5,6 +5,7 @@ use super::mapped_file::{named, nameless};
 use super::observe::At;
 use crate::error::{Error, Result, code};
 use crate::frozen::FrozenProcess;
+use crate::kinds::nameless_file;
 use crate::kinds::segment::observe::{self, observe_secret, observe_segment};
 use crate::proc::maps::MapLine;
 use crate::proc::read;
@@ -52,8 +53,14 @@ pub(super) fn file_source(at: At<'_>, mapping: &Mapping, records: &mut Records) 
             MappedFile { path, nameless: None, embedded: false, size: 0, modified: 0, writable: false };
         return Ok(Source::File { file, offset: line.offset });
     }
-    if !mapping.shared && line.deleted && is_denied(&opened) {
-        return Ok(Source::File { file: by_memory::file(at, path, records)?, offset: line.offset });
+    if line.deleted && is_denied(&opened) {
+        let other = nameless_file::other_name(&path, (line.device, line.inode));
+        let named = other.map(|other| named(process, &other, (line.device, line.inode), writable, records));
+        let file = match named.transpose()?.flatten() {
+            Some(named) => named,
+            None => by_memory::file(at, path, writable, records)?,
+        };
+        return Ok(Source::File { file, offset: line.offset });
     }
     let file = opened.map_err(|error| {
         Error::system(code::MAPPING, "it maps a file whose name is gone or leads to another file", error)
