@@ -213,6 +213,10 @@ fn pty_closed(stage: Stage) {
             // Nobody has ever opened the slave of this one.
             let none = take(fresh, 8).err().and_then(|error| error.raw_os_error());
             verify!(none == Some(libc::EAGAIN), "a fresh master gives {none:?}");
+            // The number may be another since the restore.
+            let mut number = number;
+            // SAFETY: our own descriptor and a valid place.
+            check(unsafe { libc::ioctl(fresh, libc::TIOCGPTN, &raw mut number) }).map_err(words)?;
             let opened = slave(number, 0);
             put(opened, b"now").map_err(words)?;
             arrive(fresh, 3);

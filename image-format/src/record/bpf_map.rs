@@ -30,6 +30,11 @@ pub struct BpfMap {
     pub entries: Vec<u8>,
 }
 
+impl BpfMap {
+    /// The types that can be in an image: `BPF_MAP_TYPE_HASH`, `_ARRAY`, `_LRU_HASH`, `_LPM_TRIE`.
+    pub const TYPES: [u32; 4] = [1, 2, 9, 11];
+}
+
 impl Record for BpfMap {
     const KIND: Kind = Kind::BpfMap;
     const VERSION: u16 = 1;
@@ -47,6 +52,10 @@ impl Record for BpfMap {
     }
 
     fn check(&self) -> Result<(), String> {
+        // Of others the kernel takes and gives values of other sizes than the one that is told, or descriptors.
+        if !Self::TYPES.contains(&self.map_type) {
+            return Err(format!("a map of type {}", self.map_type));
+        }
         let pair = u64::from(self.key_size) + u64::from(self.value_size);
         if self.key_size == 0 || !(self.entries.len() as u64).is_multiple_of(pair) {
             return Err("the entries are not keys with values".to_owned());

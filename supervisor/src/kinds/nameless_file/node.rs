@@ -4,7 +4,7 @@ use super::place::{self, Parents};
 use crate::error::{Error, Result, Subject, code};
 use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid};
 use rustix::io::Errno;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 use vckpt_image_format::record::nameless_file::{NamelessFile, Sort};
 
@@ -41,21 +41,39 @@ fn make_node(name: &Path, sort: &Sort) -> std::result::Result<(), Errno> {
     }
 }
 
-/// Opens it, and gives it its owner, permissions and time as long as it can be named.
+/// The type of file that was made.
+fn sort_of(file: &NamelessFile) -> FileType {
+    match file.sort {
+        Sort::Regular => FileType::RegularFile,
+        Sort::Directory => FileType::Directory,
+        Sort::Fifo => FileType::Fifo,
+        Sort::Socket => FileType::Socket,
+        Sort::SymbolicLink(_) => FileType::Symlink,
+    }
+}
+
+/// Opens it, and gives it its owner, permissions and time: through the descriptor, since whoever owns the directory can
+/// put something else under the name.
 fn open(name: &Path, file: &NamelessFile) -> std::result::Result<OwnedFd, Errno> {
     let opened = rustix::fs::open(name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
     let has = rustix::fs::fstat(&opened)?;
+    if FileType::from_raw_mode(has.st_mode) != sort_of(file)
+        || has.st_uid != rustix::process::geteuid().as_raw()
+    {
+        return Err(Errno::STALE);
+    }
     let NamelessFile { user, group, mode, modified, .. } = *file;
     if (has.st_uid, has.st_gid) != (user, group) {
         let (user, group) = (Uid::from_raw(user), Gid::from_raw(group));
-        rustix::fs::chownat(CWD, name, Some(user), Some(group), AtFlags::SYMLINK_NOFOLLOW)?;
+        rustix::fs::chownat(&opened, "", Some(user), Some(group), AtFlags::EMPTY_PATH)?;
     }
     if !matches!(file.sort, Sort::SymbolicLink(_)) {
-        rustix::fs::chmod(name, Mode::from_raw_mode(mode))?;
+        let itself = format!("/proc/self/fd/{}", opened.as_raw_fd());
+        rustix::fs::chmod(itself, Mode::from_raw_mode(mode))?;
     }
     let time =
         Timespec { tv_sec: modified.div_euclid(1_000_000_000), tv_nsec: modified.rem_euclid(1_000_000_000) };
     let times = Timestamps { last_access: time, last_modification: time };
-    rustix::fs::utimensat(CWD, name, &times, AtFlags::SYMLINK_NOFOLLOW)?;
+    rustix::fs::utimensat(&opened, "", &times, AtFlags::EMPTY_PATH)?;
     Ok(opened)
 }

@@ -72,6 +72,8 @@ impl Action for MakeSegment {
         match self.segment.origin {
             // Nothing was stored of it, and it could not be written.
             Origin::Secret => {}
+            // An empty one can't be mapped.
+            _ if huge_page != 0 && size == 0 => {}
             _ if huge_page != 0 => {
                 let window = Window::map(file.as_fd(), size).map_err(|errno| {
                     Error::system(code::MAPPING, "mapping a segment of huge pages", errno)

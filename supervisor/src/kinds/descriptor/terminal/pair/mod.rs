@@ -19,7 +19,7 @@ use vckpt_image_format::record::terminal::Modes;
 /// What is typed is taken as it is, and nothing is answered.
 const NOTHING: u32 = 0;
 
-/// Modes in which all bytes pass as they are. Output that is stopped stays so.
+/// Modes in which all bytes pass as they are. Output that was stopped goes on.
 #[must_use]
 pub fn raw(modes: &Modes) -> Modes {
     let mut raw = quiet(modes);
@@ -31,7 +31,7 @@ pub fn raw(modes: &Modes) -> Modes {
 #[must_use]
 pub fn quiet(modes: &Modes) -> Modes {
     Modes {
-        input: modes.input & libc::IXON,
+        input: NOTHING,
         output: NOTHING,
         local: modes.local & libc::ICANON,
         characters: vec![0; modes.characters.len()],

@@ -37,9 +37,16 @@ pub fn observe(frozen: &mut Frozen, pair: &mut Pair) -> Result<()> {
     // The number that the slave gets when it is opened: the lowest that is free.
     let numbers = read::numbers(process.pid, "fd")?;
     let peer_number = (0..).find(|number| numbers.binary_search(number).is_err()).unwrap_or_default();
+    let subject = process.subject().descriptor(holder.number);
+    let question = Question::new(holder.number, peer_number);
+    let answer = process.run(&question.batch)?;
+    if let Some(what) = question.hinders(&answer, &state.modes) {
+        return Err(Error::new(code::DESCRIPTOR_KIND, what)
+            .about(subject)
+            .hint("let what waits in the terminal be read first"));
+    }
     let calls = calls(holder.number, peer_number, master.flags, state);
     let outcome = process.run(&calls.batch)?;
-    let subject = process.subject().descriptor(holder.number);
     let put_back = |takes: &[Take]| {
         let mut bytes = Vec::new();
         for take in takes {
@@ -58,6 +65,47 @@ pub fn observe(frozen: &mut Frozen, pair: &mut Pair) -> Result<()> {
 
 fn taken(outcome: &Outcome, room: Data, count: u64) -> &[u8] {
     outcome.bytes(room).get(..usize::try_from(count).unwrap_or_default()).unwrap_or_default()
+}
+
+/// How much waits, asked without taking it.
+struct Question {
+    batch: Batch,
+    counts: [Data; 2],
+    polled: Data,
+}
+
+impl Question {
+    /// So much can be put back at once: the kernel takes more only as fast as somebody reads.
+    const MOST: u32 = 3000;
+
+    fn new(master: i32, peer_number: i32) -> Self {
+        let mut batch = Batch::new();
+        let open = (libc::O_RDWR | libc::O_NOCTTY | libc::O_NONBLOCK | libc::O_CLOEXEC).into();
+        let peer = batch.must("opening a slave", libc::SYS_ioctl, [master.into(), TIOCGPTPEER.into(), open]);
+        let [output, input] = [batch.room(8), batch.room(8)];
+        let arguments = [master.into(), libc::FIONREAD.into(), output.into()];
+        batch.must("asking how much waits", libc::SYS_ioctl, arguments);
+        let arguments = [peer.into(), libc::FIONREAD.into(), input.into()];
+        batch.must("asking how much waits", libc::SYS_ioctl, arguments);
+        let events = u64::from(peer_number.cast_unsigned()) | u64::from(POLLIN) << 32;
+        let polled = batch.exchange(&events.to_le_bytes());
+        batch.must("asking whether anything waits", libc::SYS_poll, [polled.into(), 1.into(), 0.into()]);
+        batch.must("closing a slave", libc::SYS_close, [peer.into()]);
+        Self { batch, counts: [output, input], polled }
+    }
+
+    /// What about a terminal with these modes makes it impossible to take what waits and put it back.
+    fn hinders(&self, answer: &Outcome, modes: &Modes) -> Option<String> {
+        let [output, input] = self.counts.map(|count| answer.half_word(count, 0));
+        let readable = answer.word(self.polled, 0) >> 48 & u64::from(POLLIN) != 0;
+        if output > Self::MOST || input > Self::MOST {
+            let waiting = output.max(input);
+            return Some(format!("a terminal in which {waiting} bytes wait, more than can be looked at"));
+        }
+        // Of an end of file there is nothing to be read but the news.
+        let end_of_file = modes.local & libc::ICANON != 0 && readable && input == 0;
+        end_of_file.then(|| "a terminal in which an end of file was typed and not read".to_owned())
+    }
 }
 
 /// A portion that is taken and put back.
