@@ -153,11 +153,16 @@ pub fn dump(request: Request, progress: &mut dyn FnMut(Progress)) -> Result<Repo
 /// What fails because a process of the tree has ended is about that, whatever it was that failed first.
 fn or_the_end(error: Box<Error>, members: &[i32]) -> Box<Error> {
     let by_the_end = [Class::Internal, Class::Host, Class::Timeout, Class::TargetLost];
-    let has_ended = |pid: i32| {
-        let stat = crate::proc::read::file(pid, "stat").ok();
+    let is_ending = |tid: i32| {
+        let stat = crate::proc::read::file(tid, "stat").ok();
         stat.as_deref()
             .and_then(stat::parse)
             .is_none_or(|stat| matches!(stat.state, b'Z' | b'X') || stat.flags & stat::FLAG_EXITING != 0)
+    };
+    // A first thread may end before the others do.
+    let has_ended = |pid: i32| {
+        let threads = crate::proc::read::numbers(pid, "task").unwrap_or_default();
+        is_ending(pid) && threads.into_iter().all(is_ending)
     };
     let Some(&pid) = members.iter().find(|&&pid| has_ended(pid)) else { return error };
     if !by_the_end.contains(&error.code.class) {

@@ -6,7 +6,7 @@ use crate::error::{Error, Result, Subject, code};
 use crate::namespaces;
 use crate::plan::Stage;
 use crate::stub::batch::{Batch, Outcome};
-use crate::stub::puppet::{Place, Puppet};
+use crate::stub::puppet::{Child, Place, Puppet};
 use crate::tracee::{Running, Stop};
 use crate::undo::Undo;
 use std::collections::{BTreeMap, HashMap};
@@ -94,10 +94,9 @@ impl<'image> Restoring<'image> {
     /// [`code::PID_TAKEN`], [`code::PRIVILEGE`].
     pub fn start_root(&mut self, id: TaskId, outer_session: Option<u32>) -> Result<()> {
         self.leader = outer_session.filter(|_| self.detached).and_then(|session| self.start_leader(session));
-        let exit_signal = libc::SIGCHLD.cast_unsigned();
         let mut root = match (&mut self.leader, &mut self.init) {
-            (Some(leader), _) => leader.spawn(id, exit_signal, 0)?,
-            (None, Some(init)) => init.spawn(id, exit_signal, 0)?,
+            (Some(leader), _) => leader.spawn(Child::process(id))?,
+            (None, Some(init)) => init.spawn(Child::process(id))?,
             (None, None) => Puppet::start(id, 0, &[id.0.cast_signed()], self.place)?,
         };
         // An ignored SIGCHLD, which we may have inherited, would keep zombies from being zombies.
@@ -116,7 +115,7 @@ impl<'image> Restoring<'image> {
         let number = i32::try_from(session).ok().filter(|&number| number > 1)?;
         let id = TaskId(session);
         let leader = match &mut self.init {
-            Some(init) => init.spawn(id, libc::SIGCHLD.cast_unsigned(), 0),
+            Some(init) => init.spawn(Child::process(id)),
             None if crate::proc::read::path(number, "stat").exists() => return None,
             None => Puppet::start(id, 0, &[number], self.place),
         };
@@ -132,7 +131,7 @@ impl<'image> Restoring<'image> {
     /// # Errors
     /// If it is gone.
     pub fn end_leader(&mut self) -> Result<()> {
-        self.leader.take().map_or(Ok(()), |mut leader| leader.end(0))
+        self.leader.take().map_or(Ok(()), |mut leader| leader.end(0).map(drop))
     }
 
     /// Drops what is not needed behind a stage.

@@ -43,6 +43,7 @@ mod over;
 mod pipes;
 mod refusals;
 mod servers;
+mod sharing;
 mod signals;
 mod small_stacks;
 mod sockets;
@@ -81,6 +82,7 @@ const TOPICS: &[Topic] = &[
     terminal::TOPIC,
     kills::TOPIC,
     servers::TOPIC,
+    sharing::TOPIC,
     workloads::TOPIC,
     refusals::TOPIC,
     damaged::TOPIC,

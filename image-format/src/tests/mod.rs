@@ -73,6 +73,7 @@ fn ended(id: u32, parent: Option<u32>) -> Process {
         process_group: 7,
         session: 7,
         command: Text::from("counter"),
+        parent_thread: None,
         exit_signal: 17,
         living: None,
     }
@@ -152,6 +153,7 @@ fn sample() -> Vec<u8> {
                 process: TaskId(7),
                 state: State::Zombie { status: 256 },
                 stop_untold: false,
+                continue_untold: false,
             })
             .unwrap();
         writer.record(&map(0, true, &[(0x1000, 0x3000), (0x3000, 0x5000)])).unwrap();

@@ -3,14 +3,17 @@
 use super::sharing;
 use super::stop::StoppedTree;
 use crate::error::{Error, Problems, Result, Subject, code};
-use crate::frozen::{Frozen, FrozenProcess, FrozenThread};
+use crate::frozen::{Frozen, FrozenProcess, FrozenThread, Shares};
+use crate::proc::stat::Stat;
 use crate::proc::{identity, maps, read, stat};
 use crate::stub::agent::Agent;
 use crate::sys::process;
+use nix::errno::Errno;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::PathBuf;
 use vckpt_image_format::TaskId;
+use vckpt_image_format::record::process::EndedLeader;
 use vckpt_image_format::record::process_status::State;
 
 /// Refuses what can be refused before anything is stopped.
@@ -74,12 +77,13 @@ pub(super) fn survey(root: i32, tree: StoppedTree) -> Result<Frozen> {
         let parent = parents.get(&pid).copied().flatten();
         let process = describe(index, pid, agents, stop_signals.get(&pid).copied());
         let Some(mut process) = problems.take(process) else { continue };
-        process.parent =
-            parent.and_then(|parent| processes.iter().find(|process| process.pid == parent)).map(|p| p.id);
+        let parent = parent.and_then(|parent| processes.iter().find(|process| process.pid == parent));
+        process.parent = parent.map(|parent| parent.id);
+        process.parent_thread = parent.and_then(|parent| parent_thread(parent, pid));
         refuse(&process, &mut problems);
         processes.push(process);
     }
-    problems.take(sharing::refuse(&processes));
+    problems.take(sharing::find(&mut processes));
     problems.finish()?;
     let Some(first) = processes.first() else {
         return Err(Error::new(code::TARGET_DIED, "the process ended while it was being stopped"));
@@ -107,10 +111,20 @@ fn describe(index: u32, pid: i32, agents: Vec<Agent>, stop_signal: Option<i32>) 
         Error::new(code::PROC, "the kernel's text is not understood")
             .about(Subject::path(read::path(pid, name).display()))
     };
-    let stat = stat::parse(&read::file(pid, "stat")?).ok_or_else(|| unknown("stat"))?;
+    let ids = agents.iter().map(Agent::tid);
+    // The leader has the lowest ID but where IDs have begun anew.
+    let view = ids.min_by_key(|&tid| (tid != pid, tid)).unwrap_or(pid);
+    let (stat, ended_leader) = stat_of(pid, view)?.ok_or_else(|| unknown("stat"))?;
     let mut identity = identity::parse(&read::file(pid, "status")?).ok_or_else(|| unknown("status"))?;
-    let pidfd = process::pidfd_open(pid)
-        .map_err(|errno| Error::system(code::TARGET_DIED, "the process ended meanwhile", errno))?;
+    let pidfd = if view == pid { process::pidfd_open(pid) } else { process::thread_pidfd_open(view) };
+    let pidfd = pidfd.map_err(|errno| {
+        if errno == Errno::EINVAL && view != pid {
+            return Error::new(code::TASK_STATE, "its first thread has ended while others run")
+                .because("the kernel has no descriptors for threads (Linux 6.9)")
+                .about(Subject::task(pid.cast_unsigned(), String::from_utf8_lossy(&stat.command)));
+        }
+        Error::system(code::TARGET_DIED, "the process ended meanwhile", errno)
+    })?;
     let state = match (agents.is_empty(), stop_signal) {
         (true, _) => State::Zombie { status: stat.exit_code.cast_unsigned() },
         (false, Some(signal)) => State::Stopped { signal: signal.cast_unsigned() },
@@ -119,12 +133,12 @@ fn describe(index: u32, pid: i32, agents: Vec<Agent>, stop_signal: Option<i32>) 
     let maps = if agents.is_empty() {
         Vec::new()
     } else {
-        maps::parse(&read::file(pid, "smaps")?).map_err(|line| unknown("smaps").because(line))?
+        maps::parse(&read::file(view, "smaps")?).map_err(|line| unknown("smaps").because(line))?
     };
     // What has ended has no memory any more.
-    let memory = if agents.is_empty() { PathBuf::from("/dev/null") } else { read::path(pid, "mem") };
+    let memory = if agents.is_empty() { PathBuf::from("/dev/null") } else { read::path(view, "mem") };
     let memory = File::options().read(true).write(true).open(memory);
-    let memory = memory.map_err(|error| read::failure(pid, "mem", &error))?;
+    let memory = memory.map_err(|error| read::failure(view, "mem", &error))?;
     let mut threads = Vec::with_capacity(agents.len());
     for agent in agents {
         let tid = agent.tid();
@@ -142,7 +156,12 @@ fn describe(index: u32, pid: i32, agents: Vec<Agent>, stop_signal: Option<i32>) 
         index,
         id: task_id(identity.innermost()),
         pid,
+        view,
+        ended_leader,
+        adopted: false,
+        shares: Shares::none(index),
         parent: None,
+        parent_thread: None,
         command: String::from_utf8_lossy(&stat.command).into_owned(),
         state,
         pidfd,
@@ -152,6 +171,31 @@ fn describe(index: u32, pid: i32, agents: Vec<Agent>, stop_signal: Option<i32>) 
         identity,
         threads,
     })
+}
+
+/// The line of a process, with the addresses of its memory, which an ended leader does not have any more; and what is left
+/// of that leader.
+fn stat_of(pid: i32, view: i32) -> Result<Option<(Stat, Option<EndedLeader>)>> {
+    let Some(stat) = stat::parse(&read::file(pid, "stat")?) else { return Ok(None) };
+    if view == pid {
+        return Ok(Some((stat, None)));
+    }
+    let Some(shown) = stat::parse(&read::file(view, "stat")?) else { return Ok(None) };
+    let status = stat.exit_code.cast_unsigned();
+    let stat = Stat { command: stat.command, exit_signal: stat.exit_signal, ..shown };
+    let text = read::file(pid, "status")?;
+    let mask = identity::field(&text, "SigBlk").and_then(|mask| u64::from_str_radix(mask, 16).ok());
+    Ok(Some((stat, mask.map(|mask| EndedLeader { status, mask }))))
+}
+
+/// The thread of which a process is a child, if that is not the leader.
+fn parent_thread(parent: &FrozenProcess, child: i32) -> Option<TaskId> {
+    let others = parent.threads.iter().filter(|thread| thread.tid != parent.pid);
+    let has = |thread: &&FrozenThread| {
+        let children = read::file(parent.pid, &format!("task/{}/children", thread.tid)).unwrap_or_default();
+        String::from_utf8_lossy(&children).split_ascii_whitespace().any(|word| word.parse() == Ok(child))
+    };
+    others.into_iter().find(has).map(|thread| thread.id)
 }
 
 fn task_id(id: i32) -> TaskId {
@@ -164,9 +208,6 @@ fn refuse(process: &FrozenProcess, problems: &mut Problems) {
         return;
     }
     let about = |error: Box<Error>| error.about(process.subject());
-    if process.threads.first().is_some_and(|leader| leader.tid != process.pid) {
-        problems.push(about(Error::new(code::TASK_STATE, "its first thread has ended while others run")));
-    }
     if process.identity.seccomp != 0 {
         problems.push(about(Error::new(code::TASK_STATE, "it runs under a seccomp filter")));
     }

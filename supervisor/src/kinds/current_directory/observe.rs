@@ -14,6 +14,9 @@ use vckpt_image_format::{FileSystemContextId, Text};
 pub fn observe(frozen: &mut Frozen, records: &mut Records) -> Result<()> {
     let mut problems = Problems::new();
     for process in frozen.living() {
+        if process.shares.file_system != process.index {
+            continue;
+        }
         if let Some(record) = problems.take(context(process)) {
             records.push(record);
         }
@@ -22,13 +25,13 @@ pub fn observe(frozen: &mut Frozen, records: &mut Records) -> Result<()> {
 }
 
 fn context(process: &FrozenProcess) -> Result<CurrentDirectory> {
-    let status = read::file(process.pid, "status")?;
+    let status = read::file(process.view, "status")?;
     let umask = identity::field(&status, "Umask").and_then(|text| u32::from_str_radix(text, 8).ok());
     let Some(umask) = umask else {
         return Err(Error::new(code::PROC, "the kernel does not tell the umask").about(process.subject()));
     };
     Ok(CurrentDirectory {
-        context: FileSystemContextId(process.index),
+        context: FileSystemContextId(process.shares.file_system),
         directory: directory(process, "cwd")?,
         root: directory(process, "root")?,
         umask,
@@ -37,9 +40,9 @@ fn context(process: &FrozenProcess) -> Result<CurrentDirectory> {
 
 /// The path of one of its directories, which must lead there.
 fn directory(process: &FrozenProcess, name: &str) -> Result<Text> {
-    let path: Text = read::link(process.pid, name)?.into();
-    let link = read::path(process.pid, name);
-    let wanted = rustix::fs::stat(&link).map_err(|errno| read::failure(process.pid, name, &errno.into()))?;
+    let path: Text = read::link(process.view, name)?.into();
+    let link = read::path(process.view, name);
+    let wanted = rustix::fs::stat(&link).map_err(|errno| read::failure(process.view, name, &errno.into()))?;
     let found = rustix::fs::stat(path.as_path());
     if found.is_ok_and(|found| (found.st_dev, found.st_ino) == (wanted.st_dev, wanted.st_ino)) {
         return Ok(path);

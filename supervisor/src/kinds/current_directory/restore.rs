@@ -4,6 +4,7 @@ use crate::error::Result;
 use crate::kinds::descriptor::all;
 use crate::plan::{Plan, Stage};
 use crate::stub::batch::Batch;
+use std::collections::BTreeSet;
 use vckpt_image_format::Image;
 use vckpt_image_format::record::current_directory::CurrentDirectory;
 use vckpt_image_format::record::process::Process;
@@ -14,8 +15,12 @@ use vckpt_image_format::record::process::Process;
 /// As [`all`].
 pub fn plan(image: &Image, plan: &mut Plan) -> Result<()> {
     let contexts = all::<CurrentDirectory>(image)?;
+    let mut seen = BTreeSet::new();
     for process in all::<Process>(image)? {
         let Some(living) = &process.living else { continue };
+        if !seen.insert(living.file_system_context) {
+            continue;
+        }
         let context = contexts.iter().find(|context| context.context == living.file_system_context);
         if let Some(context) = context {
             plan.batch(Stage::Descriptors, process.id, "setting the current directory", batch(context));

@@ -32,8 +32,8 @@ pub struct MemoryPlan {
     pub process: TaskId,
     /// Its parent in the image.
     pub parent: Option<TaskId>,
-    /// Number of its threads: each will have an area.
-    pub threads: usize,
+    /// Number of the areas of puppets in it.
+    pub areas: usize,
     /// The kernel's addresses.
     pub layout: Layout,
     /// The mappings, in order.
@@ -90,7 +90,7 @@ pub fn build(restoring: &mut Restoring<'_>, plan: &MemoryPlan) -> Result<()> {
 fn clear(restoring: &mut Restoring<'_>, plan: &MemoryPlan) -> Result<()> {
     let puppet = restoring.puppet(plan.process)?;
     // The puppets of the other threads are there already.
-    let area = (puppet.area, puppet.area + (protocol::AREA_LENGTH * plan.threads) as u64);
+    let area = (puppet.place.area, puppet.place.area_of(plan.areas));
     let there = maps::parse(&read::file(puppet.tid, "maps")?)
         .map_err(|line| Error::new(code::PROC, "the kernel's text is not understood").because(line))?;
     let wanted: Vec<&Mapping> = plan.mappings.iter().filter(|mapping| is_movable(mapping)).collect();
@@ -414,11 +414,19 @@ impl Builder {
         self.flush(restoring)?;
         let layout = &plan.layout;
         let puppet = restoring.puppet(self.process)?;
-        let (scratch, socket) = (puppet.scratch(), puppet.socket);
+        let (scratch, socket) = (puppet.scratch(), puppet.place.socket);
+        let has = std::fs::metadata(read::path(puppet.tid, "exe")).ok();
         let auxiliary_vector = scratch + 256;
         puppet.write(auxiliary_vector, &layout.auxiliary_vector)?;
         let mut batch = Batch::new();
-        let place = if plan.inherits_executable {
+        let is_there = || {
+            let wanted = std::fs::metadata(restoring.path(layout.executable.path.as_path())).ok();
+            // Of whichever task it is a copy.
+            wanted
+                .zip(has.as_ref())
+                .is_some_and(|(one, other)| (one.dev(), one.ino()) == (other.dev(), other.ino()))
+        };
+        let place = if plan.inherits_executable || layout.executable.nameless.is_none() && is_there() {
             -1
         } else {
             // The descriptor's number goes into the structure, so it must be known: it is moved to one that is free.

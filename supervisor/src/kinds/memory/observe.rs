@@ -28,10 +28,10 @@ pub fn observe(frozen: &mut Frozen, records: &mut Records) -> Result<()> {
     let mut known: Vec<(u32, Vec<Mapping>)> = Vec::new();
     for index in 0..frozen.processes.len() {
         let Some(process) = frozen.processes.get_mut(index) else { continue };
-        if process.threads.is_empty() {
+        if process.threads.is_empty() || process.shares.memory != process.index {
             continue;
         }
-        let memory = MemoryId(process.index);
+        let memory = MemoryId(process.shares.memory);
         let Some(layout) = problems.take(layout(process, records)) else { continue };
         let mut mappings = Vec::with_capacity(process.maps.len());
         for line in &process.maps {
@@ -40,8 +40,9 @@ pub fn observe(frozen: &mut Frozen, records: &mut Records) -> Result<()> {
             mappings.extend(problems.take(mapping));
         }
         let parent = frozen.processes.get(index).and_then(|process| {
-            let parent = frozen.processes.iter().find(|other| Some(other.id) == process.parent)?;
-            let (_, mappings) = known.iter().find(|(index, _)| *index == parent.index)?;
+            let mut others = frozen.processes.iter().filter(|_| !process.adopted);
+            let parent = others.find(|other| Some(other.id) == process.parent)?;
+            let (_, mappings) = known.iter().find(|(index, _)| *index == parent.shares.memory)?;
             Some((parent, mappings.as_slice()))
         });
         let Some(process) = frozen.processes.get(index) else { continue };
@@ -69,7 +70,7 @@ fn layout(process: &mut FrozenProcess, records: &mut Records) -> Result<Layout> 
     let brk = batch.call("brk", libc::SYS_brk, [0.into()]);
     let outcome = process.run(&batch)?;
     let heap_end = outcome.get(brk).unwrap_or(process.stat.heap);
-    let auxiliary_vector = read::file(process.pid, "auxv")?;
+    let auxiliary_vector = read::file(process.view, "auxv")?;
     let stat = &process.stat;
     Ok(Layout {
         code: stat.code,
@@ -85,13 +86,13 @@ fn layout(process: &mut FrozenProcess, records: &mut Records) -> Result<Layout> 
 
 /// The program of a process.
 fn executable(process: &FrozenProcess, records: &mut Records) -> Result<MappedFile> {
-    let path = Text::from(read::link(process.pid, "exe")?);
+    let path = Text::from(read::link(process.view, "exe")?);
     let open = || {
-        File::open(read::path(process.pid, "exe"))
-            .map_err(|error| read::failure(process.pid, "exe", &error).about(process.subject()))
+        File::open(read::path(process.view, "exe"))
+            .map_err(|error| read::failure(process.view, "exe", &error).about(process.subject()))
     };
-    let metadata = std::fs::metadata(read::path(process.pid, "exe"))
-        .map_err(|error| read::failure(process.pid, "exe", &error).about(process.subject()))?;
+    let metadata = std::fs::metadata(read::path(process.view, "exe"))
+        .map_err(|error| read::failure(process.view, "exe", &error).about(process.subject()))?;
     let path = path.0.strip_suffix(b" (deleted)").map(Text::from).unwrap_or(path);
     if let Some(file) = named(process, &path, (metadata.dev(), metadata.ino()), false) {
         return Ok(file);
@@ -104,7 +105,7 @@ fn named(process: &FrozenProcess, path: &Text, inode: Inode, writable: bool) -> 
     // The kernel gives paths as we see them, whatever root the process has; in another mount namespace, from the root
     // of that.
     let relative = path.as_path().strip_prefix("/").ok()?;
-    let places = [path.to_path(), read::path(process.pid, "root").join(relative)];
+    let places = [path.to_path(), read::path(process.view, "root").join(relative)];
     let metadata = places.iter().find_map(|place| {
         std::fs::metadata(place).ok().filter(|found| (found.dev(), found.ino()) == inode)
     })?;
@@ -199,7 +200,7 @@ fn file_source(
     }
     let segment_name = line.name.strip_prefix(b"/memfd:");
     let anonymous = line.name == b"/dev/zero" && line.deleted || line.name.starts_with(b"[anon_shmem:");
-    let opened = File::open(read::path(process.pid, &format!("map_files/{:x}-{:x}", line.start, line.end)));
+    let opened = File::open(read::path(process.view, &format!("map_files/{:x}-{:x}", line.start, line.end)));
     if anonymous || segment_name.is_some() {
         let origin = match segment_name {
             Some(name) => Origin::Memfd { name: name.into(), seals: seals(opened.as_ref().ok()) },

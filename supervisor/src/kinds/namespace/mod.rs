@@ -41,11 +41,11 @@ fn observe(frozen: &mut Frozen, records: &mut Records) -> Result<()> {
     let ours = std::process::id().cast_signed();
     let restored = was_restored(root);
     for (file, name) in SHARED_WITH_US {
-        if namespace(root.pid, file) != namespace(ours, file) && !(restored && *file == "user") {
+        if namespace(root.view, file) != namespace(ours, file) && !(restored && *file == "user") {
             problems.push(refusal(root, &format!("it is in another {name} namespace than vckpt")));
         }
     }
-    if namespace(root.pid, "mnt") != namespace(ours, "mnt") && !restored {
+    if namespace(root.view, "mnt") != namespace(ours, "mnt") && !restored {
         records.degraded.push(format!(
             "{}: its mount namespace is not kept: its files are looked for in that of vckpt restore",
             root.subject()
@@ -53,7 +53,7 @@ fn observe(frozen: &mut Frozen, records: &mut Records) -> Result<()> {
     }
     for process in frozen.processes.iter().skip(1).filter(|process| !process.threads.is_empty()) {
         for (file, name) in SHARED_BY_ALL {
-            if namespace(process.pid, file) != namespace(root.pid, file) {
+            if namespace(process.view, file) != namespace(root.view, file) {
                 let what = format!("it is in another {name} namespace than the first process of its tree");
                 problems.push(refusal(process, &what));
             }

@@ -5,8 +5,10 @@ use crate::error::Result;
 use crate::plan::{Plan, Stage};
 use crate::stub::batch::Batch;
 use std::collections::BTreeMap;
+use vckpt_image_format::Text;
 use vckpt_image_format::reader::Image;
 use vckpt_image_format::record::lightweight_process::LightweightProcess;
+use vckpt_image_format::record::process::Process;
 use vckpt_image_format::record::process_map::Source;
 use vckpt_image_format::record::signal::Signal;
 
@@ -26,6 +28,13 @@ pub fn plan(image: &Image, plan: &mut Plan) -> Result<()> {
             plan.batch(Stage::Timers, thread.id, "thread", batch);
         }
     }
+    for process in crate::image::all::<Process>(image)? {
+        if process.living.is_some_and(|living| living.ended_leader.is_some()) {
+            let mut batch = Batch::new();
+            name(&mut batch, &process.command);
+            plan.batch(Stage::TaskState, process.id, "first thread", batch);
+        }
+    }
     let mut vdso = BTreeMap::new();
     for (memory, (_, mappings)) in crate::kinds::memory::plan::maps(image)? {
         let own = mappings
@@ -43,13 +52,17 @@ pub fn plan(image: &Image, plan: &mut Plan) -> Result<()> {
     Ok(())
 }
 
-fn state(thread: &LightweightProcess) -> Batch {
-    let mut batch = Batch::new();
-    let mut name = thread.name.0.clone();
+fn name(batch: &mut Batch, name: &Text) {
+    let mut name = name.0.clone();
     name.truncate(15);
     name.push(0);
     let name = batch.data(&name);
     batch.must("setting the name", libc::SYS_prctl, [libc::PR_SET_NAME.into(), name.into()]);
+}
+
+fn state(thread: &LightweightProcess) -> Batch {
+    let mut batch = Batch::new();
+    name(&mut batch, &thread.name);
     batch.must("setting the tid address", libc::SYS_set_tid_address, [thread.clear_child_tid.into()]);
     let (head, length) = thread.robust_list;
     if head != 0 {

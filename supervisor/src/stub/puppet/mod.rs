@@ -7,7 +7,7 @@ mod ending;
 mod making;
 mod stopping;
 
-pub use making::Place;
+pub use making::{Child, FILE_SYSTEM, FILES, HANDLERS, MEMORY, PARENT, Place, THREAD_FLAGS};
 
 use super::batch::{Batch, Outcome};
 use super::channel::Channel;
@@ -27,8 +27,12 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub struct Puppet {
     /// Its thread ID, as this program sees it.
     pub tid: i32,
+    /// The ID of its process, as this program sees it.
+    process: i32,
     /// The ID that the application knows.
     pub id: TaskId,
+    /// Where all puppets are.
+    pub place: Place,
     /// Address of its area.
     pub area: u64,
     /// Number of its socket in its own table.
@@ -181,11 +185,14 @@ impl Puppet {
         }
     }
 
-    /// Lets it run as what it has become.
+    /// Lets it run as what it has become, if it does not so already.
     ///
     /// # Errors
     /// [`code::TARGET_DIED`] or [`code::PTRACE`].
     pub fn release(&mut self) -> Result<()> {
+        if !self.ours {
+            return Ok(());
+        }
         match self.state.take() {
             TaskState::Stopped(stopped) => {
                 self.ours = false;
