@@ -28,6 +28,7 @@
 
 mod harness;
 mod stage;
+mod status;
 
 mod attributes;
 mod blocked;
@@ -43,6 +44,7 @@ mod over;
 mod pipes;
 mod refusals;
 mod servers;
+mod shapes;
 mod sharing;
 mod signals;
 mod small_stacks;
@@ -79,9 +81,11 @@ const TOPICS: &[Topic] = &[
     events::TOPIC,
     sockets::TOPIC,
     over::TOPIC,
+    status::TOPIC,
     terminal::TOPIC,
     kills::TOPIC,
     servers::TOPIC,
+    shapes::TOPIC,
     sharing::TOPIC,
     workloads::TOPIC,
     refusals::TOPIC,
