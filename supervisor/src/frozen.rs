@@ -14,6 +14,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use vckpt_image_format::TaskId;
 use vckpt_image_format::record::process::EndedLeader;
 use vckpt_image_format::record::process_status::State;
+use vckpt_image_format::record::sandbox::Filter;
 
 /// A tree of processes of which no task runs.
 #[derive(Debug)]
@@ -94,6 +95,8 @@ pub struct FrozenThread {
     pub tid: i32,
     /// Its name (`comm`).
     pub name: Vec<u8>,
+    /// Its system call filters, which are suspended; the oldest first.
+    pub filters: Vec<Filter>,
     /// The stub in it, and the state to which it will be put back.
     pub agent: Agent,
 }

@@ -43,6 +43,7 @@ mod outside;
 mod over;
 mod pipes;
 mod refusals;
+mod sandbox;
 mod servers;
 mod shapes;
 mod sharing;
@@ -84,6 +85,7 @@ const TOPICS: &[Topic] = &[
     status::TOPIC,
     terminal::TOPIC,
     kills::TOPIC,
+    sandbox::TOPIC,
     servers::TOPIC,
     shapes::TOPIC,
     sharing::TOPIC,

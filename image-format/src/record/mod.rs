@@ -24,6 +24,7 @@ pub mod process;
 pub mod process_map;
 pub mod process_status;
 pub mod resource_limit;
+pub mod sandbox;
 pub mod schedule_control;
 pub mod shared_segment;
 pub mod signal;
@@ -137,6 +138,7 @@ pub const REGISTRY: &[Entry] = &[
     entry::<process_map::ProcessMap>(),
     entry::<mmap_memory::MmapMemory>(),
     entry::<shared_segment::SharedSegment>(),
+    entry::<sandbox::Sandbox>(),
     entry::<signal::Signal>(),
     entry::<alarm::Alarm>(),
     entry::<credentials::Credentials>(),

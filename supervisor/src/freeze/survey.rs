@@ -4,6 +4,7 @@ use super::sharing;
 use super::stop::StoppedTree;
 use crate::error::{Error, Problems, Result, Subject, code};
 use crate::frozen::{Frozen, FrozenProcess, FrozenThread, Shares};
+use crate::kinds::sandbox;
 use crate::proc::stat::Stat;
 use crate::proc::{identity, maps, read, stat};
 use crate::stub::agent::Agent;
@@ -80,7 +81,6 @@ pub(super) fn survey(root: i32, tree: StoppedTree) -> Result<Frozen> {
         let parent = parent.and_then(|parent| processes.iter().find(|process| process.pid == parent));
         process.parent = parent.map(|parent| parent.id);
         process.parent_thread = parent.and_then(|parent| parent_thread(parent, pid));
-        refuse(&process, &mut problems);
         processes.push(process);
     }
     problems.take(sharing::find(&mut processes));
@@ -115,7 +115,7 @@ fn describe(index: u32, pid: i32, agents: Vec<Agent>, stop_signal: Option<i32>) 
     // The leader has the lowest ID but where IDs have begun anew.
     let view = ids.min_by_key(|&tid| (tid != pid, tid)).unwrap_or(pid);
     let (stat, ended_leader) = stat_of(pid, view)?.ok_or_else(|| unknown("stat"))?;
-    let mut identity = identity::parse(&read::file(pid, "status")?).ok_or_else(|| unknown("status"))?;
+    let identity = identity::parse(&read::file(pid, "status")?).ok_or_else(|| unknown("status"))?;
     let pidfd = if view == pid { process::pidfd_open(pid) } else { process::thread_pidfd_open(view) };
     let pidfd = pidfd.map_err(|errno| {
         if errno == Errno::EINVAL && view != pid {
@@ -145,10 +145,17 @@ fn describe(index: u32, pid: i32, agents: Vec<Agent>, stop_signal: Option<i32>) 
         let status = read::file(pid, &format!("task/{tid}/status"))?;
         let thread = identity::parse(&status).ok_or_else(|| unknown("task"))?;
         // Each thread may have filters of its own.
-        identity.seccomp = identity.seccomp.max(thread.seccomp);
+        let mut filters = Vec::new();
+        if thread.seccomp != 0 {
+            let found =
+                agent.stopped().and_then(|stopped| sandbox::observe::suspend(stopped, thread.seccomp));
+            filters = found.map_err(|error| {
+                error.about(Subject::task(pid.cast_unsigned(), String::from_utf8_lossy(&stat.command)))
+            })?;
+        }
         let name = read::file(pid, &format!("task/{tid}/comm"))?;
         let name = name.strip_suffix(b"\n").unwrap_or(&name).to_vec();
-        threads.push(FrozenThread { id: task_id(thread.innermost()), tid, name, agent });
+        threads.push(FrozenThread { id: task_id(thread.innermost()), tid, name, filters, agent });
     }
     // The leader first; the others in the order of their IDs.
     threads.sort_by_key(|thread| (thread.tid != pid, thread.tid));
@@ -200,15 +207,4 @@ fn parent_thread(parent: &FrozenProcess, child: i32) -> Option<TaskId> {
 
 fn task_id(id: i32) -> TaskId {
     TaskId(u32::try_from(id).unwrap_or(0))
-}
-
-/// What can't be dumped yet.
-fn refuse(process: &FrozenProcess, problems: &mut Problems) {
-    if process.threads.is_empty() {
-        return;
-    }
-    let about = |error: Box<Error>| error.about(process.subject());
-    if process.identity.seccomp != 0 {
-        problems.push(about(Error::new(code::TASK_STATE, "it runs under a seccomp filter")));
-    }
 }

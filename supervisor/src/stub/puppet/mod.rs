@@ -20,6 +20,9 @@ use std::time::{Duration, Instant};
 use vckpt_image_format::TaskId;
 use vckpt_parasite::protocol::{self, operation};
 
+/// With which puppets are traced.
+pub const OPTIONS: i32 = libc::PTRACE_O_TRACESYSGOOD | libc::PTRACE_O_EXITKILL;
+
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A puppet: a process, or a second thread of one.
@@ -47,8 +50,7 @@ pub struct Puppet {
 
 impl Puppet {
     fn trace(&mut self) -> Result<()> {
-        let options = libc::PTRACE_O_TRACESYSGOOD | libc::PTRACE_O_EXITKILL;
-        self.state = TaskState::Running(Running::seize(self.tid, options)?);
+        self.state = TaskState::Running(Running::seize(self.tid, OPTIONS)?);
         Ok(())
     }
 
