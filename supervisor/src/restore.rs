@@ -151,6 +151,7 @@ pub fn restore(request: Request, progress: &mut dyn FnMut(Progress)) -> Result<R
     let attempt = |namespace: bool, progress: &mut dyn FnMut(Progress)| {
         let mut restoring = Restoring::new(&image, snapshot.root, place);
         restoring.detached = request.detach;
+        restoring.clocks = crate::clocks::needed(&snapshot);
         if namespace {
             restoring.enter_namespace()?;
         }

@@ -2,11 +2,12 @@
 //!
 //! Dropping it before the release ends every puppet and removes every path that was made: nothing is left behind.
 
+use crate::clocks::Clocks;
 use crate::error::{Error, Result, Subject, code};
 use crate::namespaces;
 use crate::plan::Stage;
 use crate::stub::batch::{Batch, Outcome};
-use crate::stub::puppet::{Child, Place, Puppet};
+use crate::stub::puppet::{Child, PARENT, Place, Puppet};
 use crate::tracee::{Running, Stop};
 use crate::undo::Undo;
 use std::collections::{BTreeMap, HashMap};
@@ -39,6 +40,8 @@ pub struct Restoring<'image> {
     place: Place,
     /// Whether the tree is to live without whoever restores it: then it does not join that one's session.
     pub detached: bool,
+    /// The clocks of the tree, if it gets its own.
+    pub(crate) clocks: Option<Clocks>,
     /// The init of the tree's own PID namespace, if it gets one.
     init: Option<Puppet>,
     /// A process that leads the session of the root until the tree is made.
@@ -70,6 +73,7 @@ impl<'image> Restoring<'image> {
             undo: Undo::default(),
             place,
             detached: false,
+            clocks: None,
             init: None,
             leader: None,
             root,
@@ -85,6 +89,11 @@ impl<'image> Restoring<'image> {
         self.root_directory = crate::proc::read::path(init.tid, "root");
         self.degraded.extend(degraded);
         self.init = Some(init);
+        let degraded = match (self.clocks, &mut self.init) {
+            (Some(clocks), Some(init)) => without_clocks(clocks.give(init)),
+            _ => None,
+        };
+        self.degraded.extend(degraded);
         Ok(())
     }
 
@@ -97,6 +106,7 @@ impl<'image> Restoring<'image> {
         let mut root = match (&mut self.leader, &mut self.init) {
             (Some(leader), _) => leader.spawn(Child::process(id))?,
             (None, Some(init)) => init.spawn(Child::process(id))?,
+            (None, None) if self.clocks.is_some() => self.start_with_clocks(id)?,
             (None, None) => Puppet::start(id, 0, &[id.0.cast_signed()], self.place)?,
         };
         // An ignored SIGCHLD, which we may have inherited, would keep zombies from being zombies.
@@ -107,6 +117,19 @@ impl<'image> Restoring<'image> {
         root.run(&batch)?;
         self.puppets.insert(id, root);
         Ok(())
+    }
+
+    /// Makes the puppet of the root in a time namespace: as the child of our child, which ends, it is our child.
+    fn start_with_clocks(&mut self, id: TaskId) -> Result<Puppet> {
+        let Some(clocks) = self.clocks else {
+            return Err(Error::new(code::INTERNAL, "a time namespace without clocks"));
+        };
+        let mut maker = Puppet::start(id, 0, &[], self.place)?;
+        self.degraded.extend(without_clocks(clocks.give(&mut maker)));
+        let own = std::process::id().cast_signed();
+        let root = maker.spawn(Child { flags: PARENT, parent: Some(own), ..Child::process(id) })?;
+        maker.end(0)?;
+        Ok(root)
     }
 
     /// Makes a process that leads a session of this number, as the one did that has ended and whose session the root
@@ -123,6 +146,9 @@ impl<'image> Restoring<'image> {
         batch.must("founding a session", libc::SYS_setsid, []);
         let mut leader = leader.ok()?;
         leader.run(&batch).ok()?;
+        if let (Some(clocks), None) = (self.clocks, &self.init) {
+            self.degraded.extend(without_clocks(clocks.give(&mut leader)));
+        }
         Some(leader)
     }
 
@@ -172,6 +198,13 @@ impl<'image> Restoring<'image> {
         let root = self.system_id(self.root)?;
         Ok(Released { root, child: self.init.as_ref().map_or(root, |init| init.tid) })
     }
+}
+
+/// What it means that a tree can't have its clocks.
+fn without_clocks(given: Result<()>) -> Option<String> {
+    let error = given.err()?;
+    let why = error.why.as_deref().unwrap_or_default();
+    Some(format!("the monotonic clocks are those of this host, which are behind: {} ({why})", error.what))
 }
 
 /// How long a failed restore waits for the end of its puppets.

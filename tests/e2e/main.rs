@@ -32,6 +32,7 @@ mod status;
 
 mod attributes;
 mod blocked;
+mod clocks;
 mod commands;
 mod damaged;
 mod events;
@@ -92,6 +93,7 @@ const TOPICS: &[Topic] = &[
     workloads::TOPIC,
     refusals::TOPIC,
     damaged::TOPIC,
+    clocks::TOPIC,
     commands::TOPIC,
 ];
 

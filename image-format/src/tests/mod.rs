@@ -57,6 +57,7 @@ fn snapshot() -> Snapshot {
         realtime: 1_700_000_000_000_000_000,
         monotonic: 12_345,
         boottime: 23_456,
+        time_namespace: false,
         boot_id: "00000000-0000-0000-0000-000000000000".to_owned(),
         xstate_features: 7,
         xstate_size: 832,

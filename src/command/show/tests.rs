@@ -37,6 +37,7 @@ fn image() -> View {
             realtime: 0,
             monotonic: 0,
             boottime: 0,
+            time_namespace: false,
             boot_id: String::new(),
             xstate_features: 0,
             xstate_size: 0,

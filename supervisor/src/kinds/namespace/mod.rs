@@ -1,7 +1,7 @@
 //! Namespaces: what the kernel shows a process of the host.
 //!
-//! Kept so far: the IDs that a PID namespace gives; a restore may put its tree into PID, user and mount namespaces of
-//! its own. Not kept, and so refused: network, UTS, IPC, time and user namespaces other than our own, and processes of
+//! Kept so far: the clocks of a time namespace; the IDs that a PID namespace gives; a restore may put its tree into PID, user and mount namespaces of
+//! its own. Not kept, and so refused: network, UTS, IPC and user namespaces other than our own, and processes of
 //! one tree in different ones. A mount namespace is not kept either, but most are much like our own: that is told.
 
 use crate::error::{Error, Problems, Result, code};
@@ -18,7 +18,7 @@ pub const ENTRY: KindEntry = KindEntry { name: "namespace", observe, plan };
 
 /// The namespaces that a tree must share with us: file of `/proc/<pid>/ns`, name for people.
 const SHARED_WITH_US: &[(&str, &str)] =
-    &[("net", "network"), ("uts", "UTS"), ("ipc", "IPC"), ("time", "time"), ("user", "user")];
+    &[("net", "network"), ("uts", "UTS"), ("ipc", "IPC"), ("user", "user")];
 
 /// All that the processes of a tree must share with one another.
 const SHARED_BY_ALL: &[(&str, &str)] = &[
@@ -45,6 +45,9 @@ fn observe(frozen: &mut Frozen, records: &mut Records) -> Result<()> {
             problems.push(refusal(root, &format!("it is in another {name} namespace than vckpt")));
         }
     }
+    if namespace(root.view, "time_for_children") != namespace(root.view, "time") {
+        problems.push(refusal(root, "its children are born into another time namespace than its own"));
+    }
     if namespace(root.view, "mnt") != namespace(ours, "mnt") && !restored {
         records.degraded.push(format!(
             "{}: its mount namespace is not kept: its files are looked for in that of vckpt restore",
@@ -60,6 +63,11 @@ fn observe(frozen: &mut Frozen, records: &mut Records) -> Result<()> {
         }
     }
     problems.finish()
+}
+
+/// Whether a process is in another time namespace than this program.
+pub(crate) fn has_own_clocks(pid: i32) -> bool {
+    namespace(pid, "time") != namespace(std::process::id().cast_signed(), "time")
 }
 
 /// What tells namespaces of a kind apart; none if this kernel has none of the kind.
