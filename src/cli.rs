@@ -79,6 +79,10 @@ pub(crate) struct Dump {
     /// Replace an image that is already there
     #[arg(short, long)]
     pub(crate) force: bool,
+
+    /// Store programs and libraries too, for hosts that do not have the same
+    #[arg(long)]
+    pub(crate) embed_files: bool,
 }
 
 /// Bring back the processes of an image

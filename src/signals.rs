@@ -20,6 +20,8 @@ type LastWords = Box<dyn Fn() + Send>;
 enum Mode {
     /// It ends this program.
     End(LastWords),
+    /// It is noted, for the main thread to undo what it has done; the second one ends this program.
+    Cancel(Option<Signal>),
     /// It is for the root of a restored tree.
     HandOn(OwnedFd),
     /// A restored tree has ended, and this program is about to.
@@ -42,17 +44,34 @@ impl Signals {
         Self::take(&ENDING, Mode::End(Box::new(last_words)))
     }
 
-    /// The same, for a program that will become a parent: see [`hand_on`](Self::hand_on).
-    pub(crate) fn end_or_hand_on(last_words: impl Fn() + Send + 'static) -> Result<Self> {
-        Self::take(&[&ENDING[..], &HANDED_ON[..]].concat(), Mode::End(Box::new(last_words)))
+    /// From now on a signal is noted: see [`cancelled`](Self::cancelled). For a program that will become a parent: see
+    /// [`hand_on`](Self::hand_on). As for [`end_with`](Self::end_with), before any thread is started.
+    pub(crate) fn cancel_or_hand_on() -> Result<Self> {
+        Self::take(&[&ENDING[..], &HANDED_ON[..]].concat(), Mode::Cancel(None))
     }
 
-    /// From now on signals go to this process.
+    /// The number of the signal by which what is under way is to be ended.
+    pub(crate) fn cancelled(&self) -> Option<i32> {
+        match *lock(&self.0) {
+            Mode::Cancel(signal) => signal.map(|signal| signal as i32),
+            Mode::End(_) | Mode::HandOn(_) | Mode::Over => None,
+        }
+    }
+
+    /// From now on signals go to this process, beginning with one that came too late to end its restore.
     pub(crate) fn hand_on(&self, pid: i32) -> Result<()> {
         let to =
             Pid::from_raw(pid).ok_or_else(|| Failure::message("the restored process has no process ID"))?;
         let descriptor = pidfd_open(to, PidfdFlags::empty()).map_err(std::io::Error::from)?;
-        *lock(&self.0) = Mode::HandOn(descriptor);
+        let mut mode = lock(&self.0);
+        let late = match *mode {
+            Mode::Cancel(signal) => signal,
+            Mode::End(_) | Mode::HandOn(_) | Mode::Over => None,
+        };
+        *mode = Mode::HandOn(descriptor);
+        if let Some(signal) = late {
+            answer(signal, &mut mode);
+        }
         Ok(())
     }
 
@@ -81,7 +100,9 @@ fn lock(mode: &Mutex<Mode>) -> MutexGuard<'_, Mode> {
 
 fn answer(signal: Signal, mode: &mut Mode) {
     match mode {
-        Mode::End(_) if !ENDING.contains(&signal) => {}
+        Mode::End(_) | Mode::Cancel(_) if !ENDING.contains(&signal) => {}
+        Mode::Cancel(Some(_)) => end(signal),
+        Mode::Cancel(noted) => *noted = Some(signal),
         Mode::End(last_words) => {
             last_words();
             end(signal);

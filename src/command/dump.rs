@@ -55,6 +55,7 @@ fn request(arguments: Dump) -> Result<Request> {
         afterwards,
         freeze_timeout: arguments.freeze_timeout,
         force: arguments.force,
+        embed_files: arguments.embed_files,
     })
 }
 

@@ -10,22 +10,31 @@ use crate::units;
 use serde::Serialize;
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::ops::ControlFlow;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use vckpt_supervisor::error::Class;
+use vckpt_supervisor::error::{Class, code};
 use vckpt_supervisor::restore::{self, Ending, Pids, Report, Request, Source};
 
 /// Restores; then ends, or stays as the parent.
 pub(super) fn run(arguments: Restore, output: &Output) -> Result<ExitCode> {
-    let signals = Signals::end_or_hand_on(|| {
-        Output::new(false, false).warn("vckpt: interrupted: nothing was restored");
-    })?;
+    let signals = Signals::cancel_or_hand_on()?;
     let pid_file = arguments.pid_file.clone().map(PidFile::create).transpose()?;
     let detach = arguments.detach;
     let mut meter = Meter::new(output);
-    let restored = restore::restore(request(arguments)?, &mut |progress| meter.update(&progress))?;
+    let restored = restore::restore(request(arguments)?, &mut |progress| {
+        meter.update(&progress);
+        if signals.cancelled().is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    });
     drop(meter);
+    let restored = match (restored, signals.cancelled()) {
+        (Err(error), Some(signal)) if error.code == code::CANCELLED => {
+            output.warn("vckpt: interrupted: nothing was restored");
+            return Ok(u8::try_from(128 + signal).map_or(ExitCode::FAILURE, ExitCode::from));
+        }
+        (restored, _) => restored?,
+    };
     let pid = restored.report.pid;
     if detach {
         signals.over();

@@ -1,23 +1,26 @@
 //! Acting: carries a plan out, stage by stage. It takes no decision; what fails undoes everything.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, code};
 use crate::plan::{Plan, Stage, Step};
-use crate::progress::Progress;
+use crate::progress::{Follow, Progress};
 use crate::restoring::Restoring;
 use crate::stub::batch::Batch;
 use tracing::debug;
 use vckpt_image_format::TaskId;
 
-/// Carries out all stages.
+/// Carries out all stages. `progress` is asked before each step whether to go on.
 ///
 /// # Errors
-/// The first step that failed. Dropping what is being restored then ends all puppets.
-pub fn act(plan: &Plan, restoring: &mut Restoring<'_>, progress: &mut dyn FnMut(Progress)) -> Result<()> {
+/// The first step that failed, or [`code::CANCELLED`]. Dropping what is being restored then ends all puppets.
+pub fn act(plan: &Plan, restoring: &mut Restoring<'_>, progress: &mut Follow<'_>) -> Result<()> {
     let total = plan.len() as u64;
     let mut done = 0;
     for stage in Stage::ALL {
         let mut waiting = Waiting::default();
         for step in plan.steps(stage) {
+            if progress(Progress { phase: "restore", done, total }).is_break() {
+                return Err(Error::new(code::CANCELLED, "the restore was interrupted"));
+            }
             done += 1;
             match step {
                 Step::Batch { thread, purpose, batch } => waiting.add(restoring, *thread, purpose, batch)?,
@@ -30,7 +33,6 @@ pub fn act(plan: &Plan, restoring: &mut Restoring<'_>, progress: &mut dyn FnMut(
         waiting.run(restoring)?;
         restoring.enter(stage)?;
         debug!(?stage, "done");
-        progress(Progress { phase: "restore", done, total });
     }
     Ok(())
 }

@@ -10,7 +10,7 @@ use crate::proc::stat;
 use crate::progress::Progress;
 use crate::records::Records;
 use crate::store;
-use crate::tracee::PreciseSleeps;
+use crate::tracee::Haste;
 use std::fmt;
 use std::io::Write;
 use std::path::PathBuf;
@@ -61,6 +61,8 @@ pub struct Request {
     pub freeze_timeout: Duration,
     /// Whether an existing file may be replaced.
     pub force: bool,
+    /// Whether mapped files (programs, libraries) are stored too, for hosts that lack them.
+    pub embed_files: bool,
 }
 
 /// What was dumped.
@@ -94,7 +96,7 @@ pub struct Report {
 /// Whatever stood in the way; then the tree goes on as before, and there is no image.
 pub fn dump(request: Request, progress: &mut dyn FnMut(Progress)) -> Result<Report> {
     let begin = Instant::now();
-    let _precise = PreciseSleeps::begin();
+    let _haste = Haste::begin();
     freeze::preflight(request.pid)?;
     let (sink, file) = open(request.output, request.pid, request.force)?;
     progress(Progress { phase: "freeze", done: 0, total: 0 });
@@ -104,7 +106,7 @@ pub fn dump(request: Request, progress: &mut dyn FnMut(Progress)) -> Result<Repo
     let mut frozen = frozen.map_err(|error| or_the_end(error, &members))?;
     members.extend(frozen.living().map(|process| process.pid));
     debug!(processes = frozen.processes.len(), elapsed = ?frozen_at.elapsed(), "frozen");
-    let records = observe(&mut frozen).map_err(|error| or_the_end(error, &members))?;
+    let records = observe(&mut frozen, request.embed_files).map_err(|error| or_the_end(error, &members))?;
     debug!(records = records.records.len(), elapsed = ?frozen_at.elapsed(), "observed");
     let degraded = records.degraded.clone();
     let root = frozen.processes.first();
@@ -204,9 +206,10 @@ fn open(output: Output, pid: i32, force: bool) -> Result<(Box<dyn Write>, Option
 }
 
 /// Asks every kind what there is; all problems at once.
-pub(crate) fn observe(frozen: &mut Frozen) -> Result<Records> {
+pub(crate) fn observe(frozen: &mut Frozen, embed_files: bool) -> Result<Records> {
     let mut problems = Problems::new();
     let mut records = Records::default();
+    records.embed_files = embed_files;
     problems.take(freeze::inject(frozen));
     if problems.is_empty() {
         for kind in KINDS {

@@ -222,7 +222,9 @@ impl Frozen {
         });
         let (areas, mut problems) = agent::remove(agents);
         for process in &mut self.processes {
-            let Some(maker) = process.threads.iter_mut().find(|thread| thread.agent.made_its_area()) else {
+            let maker =
+                |thread: &&mut FrozenThread| thread.agent.is_injected() && thread.agent.made_its_area();
+            let Some(maker) = process.threads.iter_mut().find(maker) else {
                 continue;
             };
             let own: Vec<u64> =

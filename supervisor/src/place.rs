@@ -51,8 +51,11 @@ fn socket_number(count: u64, threads: u64) -> u64 {
     room - threads
 }
 
-/// Lets this program, and the puppets that inherit the limit, have as many descriptors.
-fn raise_limit(needed: u64) -> Result<()> {
+/// Lets this program, and puppets that inherit the limit, have as many descriptors.
+///
+/// # Errors
+/// [`code::HOST_FEATURE`] if even the hard limit is lower.
+pub fn raise_limit(needed: u64) -> Result<()> {
     let failure = |errno| Error::system(code::HOST_FEATURE, "raising the limit of open files", errno);
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).map_err(failure)?;
     let wanted = needed.max(soft).max(hard.min(1 << 20));

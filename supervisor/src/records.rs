@@ -2,6 +2,8 @@
 //!
 //! Storing them is the business of [`store`](crate::store).
 
+use crate::kinds::descriptor::message_queue::observe::Queue;
+use crate::kinds::descriptor::terminal::pair::observe::Pair;
 use std::collections::HashMap;
 use std::fmt;
 use std::fs::File;
@@ -75,6 +77,8 @@ pub enum RunContent {
     OverFile,
     /// The parent has the same pages at the same addresses.
     Parent,
+    /// A guard region.
+    Guard,
 }
 
 /// Everything that was observed.
@@ -88,6 +92,12 @@ pub struct Records {
     pub memories: Vec<MemoryContent>,
     /// What can't be kept exactly, in one line each.
     pub degraded: Vec<String>,
+    /// Pseudo-terminals that are still to be asked for what waits in them.
+    pub pairs: Vec<Pair>,
+    /// Message queues that are still to be asked for their messages.
+    pub queues: Vec<Queue>,
+    /// Whether the files behind mappings are to be stored too, as far as they are part of the program.
+    pub embed_files: bool,
     nameless_files: HashMap<Inode, NamelessFileId>,
     segments: HashMap<Inode, SegmentId>,
 }

@@ -5,7 +5,7 @@ use crate::error::{Error, Problems, Result, Subject, code};
 use crate::kinds::KINDS;
 use crate::place;
 use crate::plan::Plan;
-use crate::progress::Progress;
+use crate::progress::{Follow, Progress};
 use crate::restoring::{Released, Restoring};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
@@ -130,16 +130,18 @@ impl Restored {
     }
 }
 
-/// Restores a tree of processes.
+/// Restores a tree of processes. `progress` may end it by a break.
 ///
 /// # Errors
-/// Whatever stood in the way; then nothing is left of it.
-pub fn restore(request: Request, progress: &mut dyn FnMut(Progress)) -> Result<Restored> {
+/// Whatever stood in the way, or [`code::CANCELLED`]; then nothing is left of it.
+pub fn restore(request: Request, progress: &mut Follow<'_>) -> Result<Restored> {
     let begin = Instant::now();
-    progress(Progress { phase: "verify", done: 0, total: 0 });
+    // Not asked for the answer: the first step that changes anything asks again.
+    let _ = progress(Progress { phase: "verify", done: 0, total: 0 });
     let image = open(request.source)?;
     debug!(bytes = image.len(), elapsed = ?begin.elapsed(), "verified");
     let plan = plan(&image)?;
+    host(&image)?;
     debug!(steps = plan.len(), elapsed = ?begin.elapsed(), "planned");
     let snapshot: Snapshot = crate::image::one(&image)?;
     let place = place::find(&image)?;
@@ -148,7 +150,7 @@ pub fn restore(request: Request, progress: &mut dyn FnMut(Progress)) -> Result<R
         Pids::Namespace => true,
         Pids::Automatic => !place::can_have_same_ids(&image)?,
     };
-    let attempt = |namespace: bool, progress: &mut dyn FnMut(Progress)| {
+    let attempt = |namespace: bool, progress: &mut Follow<'_>| {
         let mut restoring = Restoring::new(&image, snapshot.root, place);
         restoring.detached = request.detach;
         restoring.clocks = crate::clocks::needed(&snapshot);
@@ -213,6 +215,11 @@ fn spool(stream: &mut dyn Read) -> io::Result<File> {
     io::copy(stream, &mut file)?;
     file.rewind()?;
     Ok(file)
+}
+
+/// Looks whether this host has what the image relies on; all problems at once.
+pub(crate) fn host(image: &Image) -> Result<()> {
+    crate::kinds::memory::mapped_file::check(image)
 }
 
 /// Asks every kind what there is to do; all problems at once.

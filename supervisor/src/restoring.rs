@@ -4,6 +4,8 @@
 
 use crate::clocks::Clocks;
 use crate::error::{Error, Result, Subject, code};
+use crate::kinds::descriptor::terminal::pair::restore::MadePair;
+use crate::kinds::segment::system_v::Held;
 use crate::namespaces;
 use crate::plan::Stage;
 use crate::stub::batch::{Batch, Outcome};
@@ -16,7 +18,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use vckpt_image_format::reader::Image;
-use vckpt_image_format::{DescriptionId, NamelessFileId, SegmentId, TaskId};
+use vckpt_image_format::{DescriptionId, NamelessFileId, SegmentId, TaskId, TerminalId};
 
 /// A restore under way.
 #[derive(Debug)]
@@ -25,10 +27,20 @@ pub struct Restoring<'image> {
     pub image: &'image Image,
     /// The puppets of all threads, by virtual thread ID; that of a process is its leader's.
     pub puppets: BTreeMap<TaskId, Puppet>,
+    /// The processes that have ended and were not waited for, as this program sees them.
+    pub zombies: BTreeMap<TaskId, i32>,
+    /// The pseudo-terminals that were made, until their descriptions are.
+    pub pairs: HashMap<TerminalId, MadePair>,
+    /// The slaves that sessions of the tree have as their controlling terminals, by the leader of the session.
+    pub session_terminals: HashMap<TaskId, OwnedFd>,
+    /// Namespaces that the root is to make for itself (`CLONE_NEW…`).
+    pub root_namespaces: u32,
     /// The open file descriptions that were made, until they are in every table that has them.
     pub descriptions: HashMap<DescriptionId, OwnedFd>,
     /// The shared segments that were made: open for reading and writing.
     pub segments: HashMap<SegmentId, OwnedFd>,
+    /// The System V segments that were found or made.
+    pub system_v: HashMap<SegmentId, Held>,
     /// The nameless files that were made: open for reading, and for writing where a mapping needs that.
     pub nameless_files: HashMap<NamelessFileId, OwnedFd>,
     /// Where the root directory of the application's mount namespace is seen from here; empty for our own.
@@ -65,8 +77,13 @@ impl<'image> Restoring<'image> {
         Self {
             image,
             puppets: BTreeMap::new(),
+            zombies: BTreeMap::new(),
+            root_namespaces: 0,
+            pairs: HashMap::new(),
+            session_terminals: HashMap::new(),
             descriptions: HashMap::new(),
             segments: HashMap::new(),
+            system_v: HashMap::new(),
             nameless_files: HashMap::new(),
             root_directory: PathBuf::new(),
             degraded: Vec::new(),
@@ -114,6 +131,9 @@ impl<'image> Restoring<'image> {
         let default = batch.words(&[0, 0, 0, 0]);
         let arguments = [libc::SIGCHLD.into(), default.into(), 0.into(), 8.into()];
         batch.must("resetting a signal", libc::SYS_rt_sigaction, arguments);
+        if self.root_namespaces != 0 {
+            batch.must("making namespaces", libc::SYS_unshare, [self.root_namespaces.into()]);
+        }
         root.run(&batch)?;
         self.puppets.insert(id, root);
         Ok(())
@@ -186,6 +206,7 @@ impl<'image> Restoring<'image> {
                 Ok(()) | Err(_) => {}
             }
         }
+        self.system_v.values_mut().for_each(Held::keep);
         self.undo.release();
         Ok(())
     }
@@ -263,6 +284,39 @@ impl Restoring<'_> {
     /// [`code::INTERNAL`] if there is no such task.
     pub fn system_id(&mut self, thread: TaskId) -> Result<i32> {
         Ok(self.puppet(thread)?.tid)
+    }
+
+    /// Lets something be made of a process that is started for that, and has ended afterwards: what processes leave
+    /// behind that nobody waits for any more.
+    ///
+    /// # Errors
+    /// If it can't be started; what `make` says.
+    pub fn with_mortal<T>(&mut self, make: impl FnOnce(i32) -> Result<T>) -> Result<T> {
+        let Some(init) = &mut self.init else {
+            let mut mortal = Puppet::start(TaskId(0), 0, &[], self.place)?;
+            let made = make(mortal.tid);
+            mortal.end(0)?;
+            return made;
+        };
+        // It has to be one of the PID namespace in which the tree is, where somebody must choose its ID. A number that
+        // is free of processes may still be that of a group or session.
+        let is_free = |id: &TaskId| !self.puppets.contains_key(id) && !self.zombies.contains_key(id);
+        let mut born = (2..32768).map(TaskId).filter(is_free).filter_map(|id| {
+            match init.spawn(Child { exit_signal: 0, ..Child::process(id) }) {
+                Err(error) if error.code == code::PID_TAKEN => None,
+                result => Some(result),
+            }
+        });
+        let mut mortal =
+            born.next().ok_or_else(|| Error::new(code::PID_TAKEN, "no process ID is free"))??;
+        drop(born);
+        let made = make(mortal.tid);
+        mortal.end(0)?;
+        let mut batch = Batch::new();
+        let arguments = [mortal.id.0.into(), 0.into(), libc::__WALL.into(), 0.into()];
+        batch.must("waiting for a process that has ended", libc::SYS_wait4, arguments);
+        init.run(&batch)?;
+        made
     }
 
     /// A path as the application has it, as this program reaches it.

@@ -86,8 +86,8 @@ impl Store<'_> {
         for run in &piece.runs {
             let length = run.end - run.start;
             self.memory += length;
-            if run.content == RunContent::Parent {
-                runs.add(run.start, length / PAGE as u64, PageSource::Parent);
+            if let Some(source) = without_bytes(run.content) {
+                runs.add(run.start, length / PAGE as u64, source);
                 continue;
             }
             let length = usize::try_from(length).unwrap_or(usize::MAX);
@@ -143,6 +143,15 @@ impl Store<'_> {
     }
 }
 
+/// What is noted of a run that is not read.
+fn without_bytes(content: RunContent) -> Option<PageSource> {
+    match content {
+        RunContent::Parent => Some(PageSource::Parent),
+        RunContent::Guard => Some(PageSource::Guard),
+        RunContent::Anonymous | RunContent::OverFile => None,
+    }
+}
+
 /// The runs of an owner while they are stored.
 struct Runs {
     section: u32,
@@ -170,7 +179,9 @@ fn continues(last: PageSource, count: u64, next: PageSource) -> bool {
         (PageSource::Stored { section: a, page: first }, PageSource::Stored { section: b, page }) => {
             a == b && first + count == page
         }
-        (PageSource::Parent, PageSource::Parent) | (PageSource::Zero, PageSource::Zero) => true,
+        (PageSource::Parent, PageSource::Parent)
+        | (PageSource::Zero, PageSource::Zero)
+        | (PageSource::Guard, PageSource::Guard) => true,
         _ => false,
     }
 }

@@ -1,10 +1,15 @@
 //! What a restore made in the file system, and takes away again if it fails.
 
+use crate::sys::message_queue;
+use std::ffi::CString;
 use std::path::{Path, PathBuf};
 
-/// Paths that were made. Dropping this removes them, unless they were [released](Undo::release).
+/// Paths and message queues that were made. Dropping this removes them, unless they were [released](Undo::release).
 #[derive(Debug, Default)]
-pub struct Undo(Vec<Made>);
+pub struct Undo {
+    paths: Vec<Made>,
+    queues: Vec<CString>,
+}
 
 /// A path, and what was made there: nothing else is ever removed.
 #[derive(Debug)]
@@ -18,19 +23,25 @@ impl Undo {
     /// Notes what was just made at a path, where nothing was before.
     pub fn made(&mut self, path: &Path) {
         if let Ok(status) = rustix::fs::lstat(path) {
-            self.0.push(Made { path: path.to_owned(), device: status.st_dev, inode: status.st_ino });
+            self.paths.push(Made { path: path.to_owned(), device: status.st_dev, inode: status.st_ino });
         }
     }
 
     /// Whether it notes something that is still at this path.
     #[must_use]
     pub fn notes(&self, path: &Path) -> bool {
-        self.0.iter().any(|made| made.path == path && made.is_there())
+        self.paths.iter().any(|made| made.path == path && made.is_there())
     }
 
     /// Leaves everything where it is: the restore has succeeded.
     pub fn release(&mut self) {
-        self.0.clear();
+        self.paths.clear();
+        self.queues.clear();
+    }
+
+    /// Notes a POSIX message queue that was just made under a name that nobody had.
+    pub fn made_queue(&mut self, name: CString) {
+        self.queues.push(name);
     }
 }
 
@@ -43,7 +54,10 @@ impl Made {
 
 impl Drop for Undo {
     fn drop(&mut self) {
-        for made in self.0.drain(..).rev() {
+        for name in self.queues.drain(..) {
+            let _ = message_queue::unlink(&name);
+        }
+        for made in self.paths.drain(..).rev() {
             if made.is_there() {
                 // Nobody is there to be told; what can't be removed stays.
                 let _ = rustix::fs::unlink(&made.path);

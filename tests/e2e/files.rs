@@ -249,8 +249,24 @@ fn changed_root(stage: Stage) {
     check(unsafe { libc::chroot(path.as_ptr()) }).unwrap();
     std::env::set_current_dir("/").unwrap();
     let inside = Stage { folder: "/".into(), arguments: Vec::new() };
-    inside.serve(|_| {
+    // Files that have other paths inside than outside, one of them without a name.
+    fs::write("/inner", "inside").unwrap();
+    fs::write("/gone", "removed").unwrap();
+    let [inner, gone] = ["/inner", "/gone"].map(|path| File::open(path).unwrap());
+    fs::remove_file("/gone").unwrap();
+    let folder = File::open("/").unwrap();
+    inside.serve(move |_| {
         verify!(fs::exists("/ready").map_err(text)?, "the root is another one");
+        for (file, wanted) in [(&inner, "inside"), (&gone, "removed")] {
+            let mut bytes = vec![0; wanted.len()];
+            file.read_exact_at(&mut bytes, 0).map_err(text)?;
+            verify!(bytes == wanted.as_bytes(), "a file in the root holds {bytes:?}");
+        }
+        let same = |file: &File, path: &str| {
+            let inode = |found: fs::Metadata| std::os::unix::fs::MetadataExt::ino(&found);
+            file.metadata().ok().map(inode) == fs::metadata(path).ok().map(inode)
+        };
+        verify!(same(&inner, "/inner") && same(&folder, "/"), "a path in the root leads elsewhere");
         Ok(())
     });
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::harness::case::{Case, text};
-use crate::harness::process::{signal, wait_exit};
+use crate::harness::process::{children, signal, wait_exit};
 use crate::harness::{Outcome, Topic, ensure, short_or_long};
 use crate::stage::kernel::{block, pipe, put, take};
 use crate::stage::{Stage, thread, verify};
@@ -14,7 +14,11 @@ use crate::stage::{Stage, thread, verify};
 pub(crate) const TOPIC: Topic = Topic {
     name: "kills",
     fixtures: &[("restless", restless)],
-    cases: &[("dump_killed_at_random", dump_killed_at_random), ("dump_interrupted", dump_interrupted)],
+    cases: &[
+        ("dump_killed_at_random", dump_killed_at_random),
+        ("dump_interrupted", dump_interrupted),
+        ("restore_interrupted", restore_interrupted),
+    ],
 };
 
 static TURNS: [AtomicU64; 4] = [const { AtomicU64::new(0) }; 4];
@@ -215,4 +219,52 @@ fn dump_interrupted() -> Outcome {
     }
     case.ask()?;
     case.finish(root)
+}
+
+/// SIGINT and SIGTERM during a restore: either it is complete, or nothing is left of it, neither processes nor the
+/// names of sockets.
+fn restore_interrupted() -> Outcome {
+    let mut case = Case::new()?;
+    let mut root = case.start("listeners", &[])?;
+    let arguments = |image: &str| ["restore", image, "--detach"].map(str::to_owned);
+    let mut state = u64::from(std::process::id()) << 9 | 1;
+    let (mut complete, mut given_up) = (0, 0);
+    for number in 0..short_or_long(16, 100) {
+        let image = case.dump(root)?;
+        let before = names(&case)?;
+        let arguments = arguments(text(&image));
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let (supervisor, files) = case.start_vckpt(&arguments)?;
+        std::thread::sleep(Duration::from_micros(random(&mut state) % 25_000));
+        signal(supervisor, if number % 2 == 0 { libc::SIGINT } else { libc::SIGTERM })?;
+        let ran = case.ended(supervisor, files, &arguments)?;
+        let code = ran.status.code();
+        ensure!(matches!(code, Some(0 | 130 | 143) | None), "{}", ran.describe());
+        if code == Some(0) {
+            complete += 1;
+            root = ran.stdout.trim().parse()?;
+        } else {
+            given_up += 1;
+            let after = names(&case)?;
+            ensure!(before == after, "{before:?} became {after:?}: {}", ran.describe());
+            let left = children(i32::try_from(std::process::id())?);
+            ensure!(left.is_empty(), "processes are left: {left:?}: {}", ran.describe());
+            root = case.restore(&image)?;
+        }
+        fs::remove_file(&image)?;
+        case.ask()?;
+    }
+    ensure!(complete + given_up > 0, "nothing was tried");
+    case.finish(root)
+}
+
+/// The names in the folder of a case, but for those that the harness itself makes.
+fn names(case: &Case) -> Outcome<Vec<String>> {
+    let mut names: Vec<String> = fs::read_dir(&case.folder)?
+        .flatten()
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .filter(|name| !name.starts_with("vckpt"))
+        .collect();
+    names.sort();
+    Ok(names)
 }

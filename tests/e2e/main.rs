@@ -30,21 +30,33 @@ mod harness;
 mod stage;
 mod status;
 
+mod aio;
 mod attributes;
 mod blocked;
 mod clocks;
 mod commands;
 mod damaged;
+mod databases;
 mod events;
 mod files;
+mod guards;
+mod handles;
+mod ipc;
+mod keys;
 mod kills;
 mod locks;
+mod mapped_files;
 mod memory;
 mod outside;
 mod over;
+mod paths;
 mod pipes;
+mod ptys;
+mod ranges;
 mod refusals;
+mod runtimes;
 mod sandbox;
+mod segments;
 mod servers;
 mod shapes;
 mod sharing;
@@ -52,11 +64,13 @@ mod signals;
 mod small_stacks;
 mod sockets;
 mod spin;
+mod system_v;
 mod terminal;
 mod threads;
 mod timers;
 mod tree;
 mod waits;
+mod watches;
 mod workloads;
 
 use std::process::ExitCode;
@@ -73,7 +87,16 @@ const TOPICS: &[Topic] = &[
     small_stacks::TOPIC,
     tree::TOPIC,
     memory::TOPIC,
+    ranges::TOPIC,
+    guards::TOPIC,
+    keys::TOPIC,
+    segments::TOPIC,
+    system_v::TOPIC,
+    mapped_files::TOPIC,
+    aio::TOPIC,
     files::TOPIC,
+    paths::TOPIC,
+    handles::TOPIC,
     locks::TOPIC,
     pipes::TOPIC,
     outside::TOPIC,
@@ -81,16 +104,21 @@ const TOPICS: &[Topic] = &[
     timers::TOPIC,
     attributes::TOPIC,
     events::TOPIC,
+    watches::TOPIC,
     sockets::TOPIC,
     over::TOPIC,
     status::TOPIC,
     terminal::TOPIC,
+    ptys::TOPIC,
+    ipc::TOPIC,
     kills::TOPIC,
     sandbox::TOPIC,
     servers::TOPIC,
     shapes::TOPIC,
     sharing::TOPIC,
     workloads::TOPIC,
+    runtimes::TOPIC,
+    databases::TOPIC,
     refusals::TOPIC,
     damaged::TOPIC,
     clocks::TOPIC,

@@ -17,6 +17,7 @@ pub(crate) const TOPIC: Topic = Topic {
         ("shared", shared),
         ("sparse", sparse),
         ("forked", forked),
+        ("preforked", preforked),
         ("diverged", diverged),
     ],
     cases: &[
@@ -25,6 +26,7 @@ pub(crate) const TOPIC: Topic = Topic {
         ("shared_by_parent_and_child", || two_rounds("shared")),
         ("zero_pages_cost_nothing", zero_pages_cost_nothing),
         ("copy_on_write_stays_shared", copy_on_write_stays_shared),
+        ("fifty_children_cost_as_one", fifty_children_cost_as_one),
         ("a_child_keeps_its_own_zeros", || two_rounds("diverged")),
     ],
 };
@@ -345,6 +347,61 @@ fn copy_on_write_stays_shared() -> Outcome {
         case.ask()?;
         let after = kibibytes(root, "smaps_rollup", "Pss:")?;
         ensure!(after < before + (16 << 10), "the restored tree has {after} KiB, not about {before} KiB");
+    }
+    case.finish(root)
+}
+
+/// A server with as many MiB as its argument says and fifty children, each of which has changed one page of them.
+fn preforked(stage: Stage) {
+    let length = stage.arguments[0].parse::<usize>().unwrap() << 20;
+    let place = map(length, READ | WRITE, PRIVATE | ANONYMOUS, -1) as usize;
+    fill(place as *mut u8, length, 9);
+    let (ask, answer) = (pipe(0), pipe(0));
+    let page = move |number: u64| (place + (number as usize * 7 + 1) * PAGE) as *mut u8;
+    for number in 0..CHILDREN {
+        fork(move || {
+            fill(page(number), PAGE, 100 + number);
+            put(answer[1], &[2]).unwrap();
+            while let Ok([_]) = take(ask[0], 1).as_deref() {
+                let good = first_wrong(page(number), PAGE, 100 + number).is_none();
+                put(answer[1], &[u8::from(good)]).unwrap();
+            }
+            0
+        });
+    }
+    for _ in 0..CHILDREN {
+        assert_eq!(take(answer[0], 1).unwrap(), [2]);
+    }
+    stage.serve(move |_| {
+        verify!(first_wrong(place as *const u8, length, 9).is_none(), "the parent's memory has changed");
+        for _ in 0..CHILDREN {
+            put(ask[1], b"?").map_err(|error| error.to_string())?;
+            let good = take(answer[0], 1).map_err(|error| error.to_string())?;
+            verify!(good == [1], "a child's memory has changed");
+        }
+        Ok(())
+    });
+}
+
+const CHILDREN: u64 = 50;
+
+fn fifty_children_cost_as_one() -> Outcome {
+    // Without root pages have to be compared by their content.
+    let size: u64 = if crate::harness::is_root() { 64 } else { 8 };
+    let mut case = Case::new()?;
+    let mut root = case.start("preforked", &[&size.to_string()])?;
+    case.ask()?;
+    let before = kibibytes(root, "smaps_rollup", "Pss:")?;
+    for _ in 0..2 {
+        let image = case.dump(root)?;
+        let stored = fs::metadata(&image)?.len() >> 10;
+        // What is shared, and for each child its records and the pages that it has changed.
+        let most = (size << 10) + CHILDREN * 256;
+        ensure!(case.is_control() || stored < most, "the image has {stored} KiB, more than {most}");
+        root = case.restore(&image)?;
+        case.ask()?;
+        let after = kibibytes(root, "smaps_rollup", "Pss:")?;
+        ensure!(after < before + (4 << 10), "the restored tree has {after} KiB, not about {before} KiB");
     }
     case.finish(root)
 }

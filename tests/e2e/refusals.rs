@@ -13,11 +13,12 @@ use crate::harness::case::{Case, Ran, text};
 use crate::harness::process::{alive, children, describe, signal, spawn, until, wait_exit};
 use crate::harness::programs::free_port;
 use crate::harness::{Outcome, Topic, ensure, is_root, need_root, skip};
-use crate::stage::{Stage, verify};
+use crate::kills::{outside, same_again};
+use crate::stage::{Stage, thread, verify};
 
 pub(crate) const TOPIC: Topic = Topic {
     name: "refusals",
-    fixtures: &[("bound", bound)],
+    fixtures: &[("bound", bound), ("short-of", short_of)],
     cases: &[
         ("no_such_process", no_such_process),
         ("process_of_somebody_else", process_of_somebody_else),
@@ -26,6 +27,8 @@ pub(crate) const TOPIC: Topic = Topic {
         ("usage", usage),
         ("target_dies_midway", target_dies_midway),
         ("namespaces", namespaces),
+        ("no_descriptor_left", || nothing_left("descriptors")),
+        ("no_memory_left", || nothing_left("memory")),
         ("output_exists", output_exists),
         ("output_folder_missing", output_folder_missing),
         ("disk_full", disk_full),
@@ -131,9 +134,7 @@ fn target_dies_midway() -> Outcome {
 /// Namespaces are not supported yet: what a restore would lose is refused, or told.
 fn namespaces() -> Outcome {
     need_root()?;
-    for (flag, name) in
-        [(libc::CLONE_NEWNET, "network"), (libc::CLONE_NEWUTS, "UTS"), (libc::CLONE_NEWIPC, "IPC")]
-    {
+    for (flag, name) in [(libc::CLONE_NEWNET, "network"), (libc::CLONE_NEWUTS, "UTS")] {
         let mut case = Case::new()?;
         let root = start_in(&case, flag)?;
         let ran = refused(&mut case, root, &[3])?;
@@ -188,6 +189,44 @@ fn output_folder_missing() -> Outcome {
 }
 
 /// A program that listens at two paths and at a port.
+/// Eight threads in a process that has nothing left for all of their stubs, but something for a few.
+fn short_of(stage: Stage) {
+    for _ in 0..8 {
+        thread(|| {
+            loop {
+                std::thread::sleep(Duration::from_millis(3));
+            }
+        });
+    }
+    let pages = fs::read_to_string("/proc/self/statm").unwrap();
+    let pages: u64 = pages.split(' ').next().unwrap().parse().unwrap();
+    let used = u64::try_from(fs::read_dir("/proc/self/fd").unwrap().count()).unwrap();
+    let memory = stage.arguments.iter().any(|argument| argument == "memory");
+    // Serving opens files and allocates a little.
+    let (resource, limit) =
+        if memory { (libc::RLIMIT_AS, pages * 4096 + 1024 * 1024) } else { (libc::RLIMIT_NOFILE, used + 4) };
+    let limit = libc::rlimit { rlim_cur: limit, rlim_max: limit };
+    // SAFETY: a valid limit.
+    assert_eq!(unsafe { libc::setrlimit(resource, &raw const limit) }, 0);
+    stage.serve(|_| Ok(()));
+}
+
+/// What was made for the first of the stubs is taken away again.
+fn nothing_left(what: &str) -> Outcome {
+    let mut case = Case::new()?;
+    let root = case.start("short-of", &[what])?;
+    case.ask()?;
+    let calm = outside(root)?;
+    let image = case.path("refused.vckpt");
+    for _ in 0..3 {
+        let ran = case.vckpt(&["dump", &root.to_string(), "-o", text(&image)])?;
+        ran.refused(&[3])?;
+        same_again(root, &calm, "after a refused dump")?;
+        case.ask()?;
+    }
+    case.finish(root)
+}
+
 fn bound(stage: Stage) {
     let first = UnixListener::bind(stage.path("socket")).unwrap();
     let second = UnixDatagram::bind(stage.path("datagrams")).unwrap();

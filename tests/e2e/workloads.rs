@@ -59,7 +59,7 @@ with open('laps', 'w', buffering=1) as out:
 ";
 
 /// Waits until a file of lines has grown past what it had, with no line that begins with `BAD`.
-fn grows(path: &Path, what: &str, root: i32) -> Outcome {
+pub(crate) fn grows(path: &Path, what: &str, root: i32) -> Outcome {
     let count = || fs::read_to_string(path).unwrap_or_default().lines().count();
     let before = count();
     until(&format!("{what} to go on"), LIMIT, || {

@@ -101,6 +101,8 @@ impl Memories {
         }
         match run.source {
             PageSource::Zero => Ok(()),
+            PageSource::Guard if matches!(owner, PageOwner::Memory(_)) => Ok(()),
+            PageSource::Guard => Err("only a memory can have guard regions".to_owned()),
             PageSource::Stored { section: number, page } => {
                 let section = section(number).ok_or_else(|| format!("there is no page section {number}"))?;
                 if page.checked_add(run.count).is_none_or(|end| end > section.pages) {

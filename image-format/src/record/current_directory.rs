@@ -1,7 +1,7 @@
 //! Current directory (kind 4): where the paths of a process begin, and its umask.
 
 use super::{Kind, Record};
-use crate::id::{FileSystemContextId, Identity};
+use crate::id::{FileSystemContextId, Identity, NamelessFileId};
 use crate::text::Text;
 use serde::{Deserialize, Serialize};
 
@@ -10,8 +10,10 @@ use serde::{Deserialize, Serialize};
 pub struct CurrentDirectory {
     /// Its identity.
     pub context: FileSystemContextId,
-    /// The current directory.
+    /// The current directory; if its name is gone, the path that it had.
     pub directory: Text,
+    /// The current directory, if its name is gone.
+    pub nameless: Option<NamelessFileId>,
     /// The root directory.
     pub root: Text,
     /// The umask.
@@ -20,7 +22,7 @@ pub struct CurrentDirectory {
 
 impl Record for CurrentDirectory {
     const KIND: Kind = Kind::CurrentDirectory;
-    const VERSION: u16 = 1;
+    const VERSION: u16 = 2;
 
     fn name(&self) -> String {
         format!("current directory {}", self.directory)
@@ -28,6 +30,10 @@ impl Record for CurrentDirectory {
 
     fn defines(&self) -> Vec<Identity> {
         vec![self.context.into()]
+    }
+
+    fn refers(&self) -> Vec<Identity> {
+        self.nameless.iter().map(|&id| id.into()).collect()
     }
 
     fn check(&self) -> Result<(), String> {

@@ -12,6 +12,8 @@ pub struct Epoll {
     pub description: Description,
     /// What it watches, in the order of the numbers.
     pub targets: Vec<EpollTarget>,
+    /// Whether it had nothing to tell: every edge was told.
+    pub quiet: bool,
 }
 
 /// Something that an epoll set watches.
@@ -29,7 +31,7 @@ pub struct EpollTarget {
 
 impl Record for Epoll {
     const KIND: Kind = Kind::Epoll;
-    const VERSION: u16 = 1;
+    const VERSION: u16 = 2;
 
     fn name(&self) -> String {
         format!("epoll set of {} descriptors", self.targets.len())

@@ -30,7 +30,7 @@ pub enum Target {
         /// Its modification time, in nanoseconds since 1970.
         modified: i64,
     },
-    /// A regular file without a name: its content travels in the image.
+    /// A file without a name, of any sort: what it was travels in the image.
     Nameless(NamelessFileId),
     /// A memory file (`memfd_create(2)`).
     Segment(SegmentId),
@@ -48,11 +48,13 @@ pub enum Target {
         /// `st_mode & S_IFMT`.
         file_type: u32,
     },
+    /// A file of `/proc` about a task that has ended and was waited for.
+    OfEndedTask,
 }
 
 impl Record for File {
     const KIND: Kind = Kind::File;
-    const VERSION: u16 = 1;
+    const VERSION: u16 = 2;
 
     fn name(&self) -> String {
         let word = match self.target {
@@ -62,6 +64,7 @@ impl Record for File {
             Target::Directory => "directory",
             Target::CharacterDevice { .. } => "device",
             Target::PathOnly { .. } => "path",
+            Target::OfEndedTask => "file of an ended task",
         };
         format!("{word} {}", self.path)
     }
@@ -78,7 +81,8 @@ impl Record for File {
             Target::Regular { .. }
             | Target::Directory
             | Target::CharacterDevice { .. }
-            | Target::PathOnly { .. } => {}
+            | Target::PathOnly { .. }
+            | Target::OfEndedTask => {}
         }
         identities
     }

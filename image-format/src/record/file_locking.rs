@@ -28,17 +28,20 @@ pub enum Holder {
     Description,
     /// The description, for the whole file (`flock(2)`).
     WholeFile,
+    /// The description, as a lease (`fcntl(F_SETLEASE)`), which this process can renew.
+    Lease(TaskId),
 }
 
 impl Record for FileLocking {
     const KIND: Kind = Kind::FileLocking;
-    const VERSION: u16 = 1;
+    const VERSION: u16 = 2;
 
     fn name(&self) -> String {
         let sort = match self.holder {
             Holder::Process(task) => format!("POSIX lock of process {task}"),
             Holder::Description => "OFD lock".to_owned(),
             Holder::WholeFile => "flock".to_owned(),
+            Holder::Lease(_) => "lease".to_owned(),
         };
         let mode = if self.exclusive { "write" } else { "read" };
         let end = self.end.map_or_else(|| "EOF".to_owned(), |end| end.to_string());
@@ -47,7 +50,7 @@ impl Record for FileLocking {
 
     fn refers(&self) -> Vec<Identity> {
         let mut identities = vec![self.description.into()];
-        if let Holder::Process(task) = self.holder {
+        if let Holder::Process(task) | Holder::Lease(task) = self.holder {
             identities.push(task.into());
         }
         identities

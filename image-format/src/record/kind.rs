@@ -119,6 +119,22 @@ kinds! {
     UnixSocket = 80, "unix socket";
     /// A file without a name whose content is in the image.
     NamelessFile = 81, "nameless file";
+    /// A pidfd.
+    ProcessDescriptor = 90, "process descriptor";
+    /// A descriptor of a namespace.
+    NamespaceDescriptor = 91, "namespace descriptor";
+    /// An inotify instance.
+    Inotify = 92, "inotify";
+    /// A fanotify group.
+    Fanotify = 93, "fanotify";
+    /// A pseudo-terminal.
+    PseudoTerminal = 94, "pseudo-terminal";
+    /// A POSIX message queue.
+    PosixMessageQueue = 95, "posix message queue";
+    /// An IPC namespace of the application's own.
+    IpcNamespace = 96, "ipc namespace";
+    /// A BPF map.
+    BpfMap = 97, "bpf map";
 }
 
 impl fmt::Display for Kind {

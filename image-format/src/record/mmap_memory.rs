@@ -62,11 +62,13 @@ pub enum PageSource {
     Parent,
     /// Zeros where the mapping alone would give something else (a page of a file that was written with zeros).
     Zero,
+    /// A guard region (`MADV_GUARD_INSTALL`): touching it is a fault.
+    Guard,
 }
 
 impl Record for MmapMemory {
     const KIND: Kind = Kind::MmapMemory;
-    const VERSION: u16 = 1;
+    const VERSION: u16 = 2;
 
     fn name(&self) -> String {
         let pages: u64 = self.runs.iter().map(|run| run.count).fold(0, u64::saturating_add);

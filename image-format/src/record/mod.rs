@@ -4,6 +4,7 @@
 //! Fields are encoded by position: adding one is a new [`Record::VERSION`].
 
 pub mod alarm;
+pub mod bpf_map;
 pub mod connection;
 pub mod credentials;
 pub mod current_directory;
@@ -12,20 +13,29 @@ pub mod description;
 pub mod descriptor_table;
 pub mod epoll;
 pub mod event_descriptor;
+pub mod fanotify;
 pub mod file;
 pub mod file_locking;
+pub mod inotify;
+pub mod ipc_namespace;
 pub mod kind;
 pub mod lightweight_process;
+pub mod message_queue;
 pub mod mmap_memory;
 pub mod nameless_file;
+pub mod namespace_descriptor;
 pub mod pipe;
 pub mod platform_name;
+pub mod posix_message_queue;
 pub mod process;
+pub mod process_descriptor;
 pub mod process_map;
 pub mod process_status;
+pub mod pseudo_terminal;
 pub mod resource_limit;
 pub mod sandbox;
 pub mod schedule_control;
+pub mod semaphore;
 pub mod shared_segment;
 pub mod signal;
 pub mod signal_descriptor;
@@ -158,4 +168,14 @@ pub const REGISTRY: &[Entry] = &[
     entry::<unix_socket::UnixSocket>(),
     entry::<connection::Connection>(),
     entry::<terminal::Terminal>(),
+    entry::<process_descriptor::ProcessDescriptor>(),
+    entry::<namespace_descriptor::NamespaceDescriptor>(),
+    entry::<inotify::Inotify>(),
+    entry::<fanotify::Fanotify>(),
+    entry::<pseudo_terminal::PseudoTerminal>(),
+    entry::<posix_message_queue::PosixMessageQueue>(),
+    entry::<ipc_namespace::IpcNamespace>(),
+    entry::<bpf_map::BpfMap>(),
+    entry::<message_queue::MessageQueue>(),
+    entry::<semaphore::Semaphore>(),
 ];

@@ -2,7 +2,7 @@
 
 use super::description::Description;
 use super::{Kind, Record};
-use crate::id::{Identity, PipeId};
+use crate::id::{Identity, NamelessFileId, PipeId};
 use crate::text::Text;
 use serde::{Deserialize, Serialize};
 
@@ -15,6 +15,8 @@ pub struct Pipe {
     pub inode: u64,
     /// The path of a FIFO; none for a pipe.
     pub path: Option<Text>,
+    /// The file of a FIFO whose name is gone.
+    pub nameless: Option<NamelessFileId>,
     /// `F_GETPIPE_SZ`.
     pub capacity: u32,
     /// Where its other side is.
@@ -35,7 +37,7 @@ pub enum Reach {
 
 impl Record for Pipe {
     const KIND: Kind = Kind::Pipe;
-    const VERSION: u16 = 2;
+    const VERSION: u16 = 3;
 
     fn name(&self) -> String {
         match &self.path {
@@ -50,7 +52,8 @@ impl Record for Pipe {
     }
 
     fn refers(&self) -> Vec<Identity> {
-        self.ends.iter().flat_map(Description::refers).collect()
+        let nameless = self.nameless.iter().map(|&id| Identity::from(id));
+        nameless.chain(self.ends.iter().flat_map(Description::refers)).collect()
     }
 
     fn check(&self) -> Result<(), String> {

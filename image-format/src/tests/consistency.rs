@@ -71,7 +71,8 @@ fn runs(owner: PageOwner, runs: &[(u64, u64, PageSource)]) -> Result<(), String>
         writer.record(&pages(owner, &runs[..1])).unwrap();
         writer.record(&pages(owner, &runs[1..])).unwrap();
         writer.record(&map(0, true, &[(0x1000, 0x3000), (0x3000, 0x5000), (0x8000, 0x9000)])).unwrap();
-        writer.record(&SharedSegment { id: SegmentId(0), size: 4097, origin: Origin::Anonymous }).unwrap();
+        let origin = Origin::Anonymous;
+        writer.record(&SharedSegment { id: SegmentId(0), size: 4097, origin, huge_page: 0 }).unwrap();
         writer.begin_page_section().unwrap();
         writer.pages(&super::page(1).repeat(2)).unwrap();
     });

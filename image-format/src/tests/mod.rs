@@ -12,7 +12,7 @@ use crate::error::FormatError;
 use crate::record::Record;
 use crate::record::mmap_memory::{MmapMemory, PageOwner, PageRun, PageSource};
 use crate::record::process::Process;
-use crate::record::process_map::{Layout, MappedFile, Mapping, ProcessMap, Source};
+use crate::record::process_map::{Layout, MappedFile, Mapping, ProcessMap, ProtectionKeys, Source};
 use crate::record::process_status::{ProcessStatus, State};
 use crate::record::shared_segment::{Origin, SharedSegment};
 use crate::record::snapshot::Snapshot;
@@ -92,10 +92,13 @@ fn layout() -> Layout {
         executable: MappedFile {
             path: Text::from("/bin/counter"),
             nameless: None,
+            embedded: false,
             size: 4096,
             modified: 0,
             writable: false,
         },
+        lock_future: 0,
+        keys: ProtectionKeys::default(),
     }
 }
 
@@ -108,6 +111,9 @@ pub(crate) fn map(memory: u32, first: bool, ranges: &[(u64, u64)]) -> ProcessMap
         flags: 0,
         source: Source::Anonymous,
         name: None,
+        protection_key: 0,
+        policy: None,
+        huge_page: 0,
     };
     ProcessMap {
         memory: MemoryId(memory),
@@ -164,7 +170,7 @@ fn sample() -> Vec<u8> {
         let runs = [(0x1000, 1, stored(0, 1)), (0x2000, 2, PageSource::Zero)];
         writer.record(&pages(PageOwner::Memory(MemoryId(0)), &runs)).unwrap();
         let origin = Origin::Memfd { name: Text::from("ring"), seals: 0 };
-        writer.record(&SharedSegment { id: SegmentId(0), size: 5000, origin }).unwrap();
+        writer.record(&SharedSegment { id: SegmentId(0), size: 5000, origin, huge_page: 0 }).unwrap();
         writer.record(&pages(PageOwner::Segment(SegmentId(0)), &[(4096, 1, stored(0, 0))])).unwrap();
         assert_eq!(writer.begin_page_section().unwrap(), 1);
         assert_eq!(writer.begin_page_section().unwrap(), 2);

@@ -14,6 +14,7 @@ use crate::signals::Signals;
 use book::{Away, Proof};
 use serde::Serialize;
 use stage::Stage;
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -78,6 +79,7 @@ fn play(stage: &Stage, story: &Story<'_>) -> Result<Json> {
             output: dump::Output::File(stage.image()),
             afterwards: Afterwards::Kill,
             freeze_timeout: PATIENCE,
+            embed_files: false,
             force: false,
         },
         &mut |_| {},
@@ -95,7 +97,7 @@ fn play(stage: &Stage, story: &Story<'_>) -> Result<Json> {
     let restore_began = stage::now();
     let source = Source::File(stage.image());
     let request = restore::Request { source, pids: Pids::Automatic, detach: false };
-    let restored = restore::restore(request, &mut |_| {})?;
+    let restored = restore::restore(request, &mut |_| ControlFlow::Continue(()))?;
     stage.returned(restored.report.pid);
     let away = Away { at_least: restore_began - dump_ended, at_most: stage::now() - froze };
     story.back(&restored.report)?;

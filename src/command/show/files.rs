@@ -4,18 +4,26 @@ use super::view::View;
 use crate::table::{Align, Table};
 use serde::Serialize;
 use std::collections::HashMap;
+use vckpt_image_format::record::bpf_map::BpfMap;
 use vckpt_image_format::record::connection::{Address, Connection};
 use vckpt_image_format::record::description::Description;
 use vckpt_image_format::record::epoll::Epoll;
 use vckpt_image_format::record::event_descriptor::EventDescriptor;
+use vckpt_image_format::record::fanotify::Fanotify;
 use vckpt_image_format::record::file::{File, Target};
+use vckpt_image_format::record::inotify::Inotify;
+use vckpt_image_format::record::nameless_file::{NamelessFile, Sort};
+use vckpt_image_format::record::namespace_descriptor::NamespaceDescriptor;
 use vckpt_image_format::record::pipe::{Pipe, Reach};
+use vckpt_image_format::record::posix_message_queue::PosixMessageQueue;
 use vckpt_image_format::record::process::{Living, Process};
+use vckpt_image_format::record::process_descriptor::ProcessDescriptor;
+use vckpt_image_format::record::pseudo_terminal::PseudoTerminal;
 use vckpt_image_format::record::signal_descriptor::SignalDescriptor;
 use vckpt_image_format::record::terminal::Terminal;
 use vckpt_image_format::record::timer_descriptor::TimerDescriptor;
 use vckpt_image_format::record::unix_socket::UnixSocket;
-use vckpt_image_format::{DescriptionId, FormatError, Image, Record};
+use vckpt_image_format::{DescriptionId, FormatError, Image, NamelessFileId, Record};
 
 /// A line of lsof.
 #[derive(Debug, Clone, Serialize)]
@@ -64,7 +72,8 @@ fn of_process(
     };
     let mut rows = Vec::new();
     for context in view.directories.iter().filter(|record| record.context == living.file_system_context) {
-        rows.push(row("cwd", "DIR", String::new(), context.directory.to_string()));
+        let gone = if context.nameless.is_some() { " (deleted)" } else { "" };
+        rows.push(row("cwd", "DIR", String::new(), format!("{}{gone}", context.directory)));
         rows.push(row("rtd", "DIR", String::new(), context.root.to_string()));
     }
     if let Some(layout) = view.spaces.get(&living.memory).and_then(|space| space.layout.as_ref()) {
@@ -105,21 +114,36 @@ fn opened(image: &Image) -> Result<HashMap<DescriptionId, Opened>, FormatError> 
     let mut add = |description: &Description, kind, size_or_offset: String, name: String| {
         known.insert(description.id, Opened { flags: description.flags, kind, size_or_offset, name });
     };
+    let sorts: HashMap<NamelessFileId, Sort> =
+        image.all::<NamelessFile>()?.into_iter().map(|file| (file.id, file.sort)).collect();
     for file in image.all::<File>()? {
         let offset = format!("0t{}", file.position);
         let (kind, name) = match file.target {
             Target::Regular { .. } => ("REG", file.path.to_string()),
-            Target::Nameless(_) => ("REG", format!("{} (deleted)", file.path)),
+            Target::Nameless(id) => {
+                let kind = match sorts.get(&id) {
+                    Some(Sort::Directory) => "DIR",
+                    Some(Sort::Fifo) => "FIFO",
+                    Some(Sort::Socket) => "SOCK",
+                    Some(Sort::SymbolicLink(_)) => "LINK",
+                    Some(Sort::Regular) | None => "REG",
+                };
+                (kind, format!("{} (deleted)", file.path))
+            }
             Target::Segment(_) => ("REG", file.path.to_string()),
             Target::Directory => ("DIR", file.path.to_string()),
             Target::CharacterDevice { .. } => ("CHR", file.path.to_string()),
             Target::PathOnly { .. } => ("PATH", file.path.to_string()),
+            Target::OfEndedTask => ("REG", format!("{} (ended)", file.path)),
         };
         add(&file.description, kind, offset, name);
     }
     for pipe in image.all::<Pipe>()? {
         let mut name =
             pipe.path.as_ref().map_or_else(|| format!("pipe:[{}]", pipe.inode), ToString::to_string);
+        if pipe.nameless.is_some() {
+            name.push_str(" (deleted)");
+        }
         if pipe.reach == Reach::Outside {
             name.push_str(" (from outside)");
         }
@@ -128,6 +152,41 @@ fn opened(image: &Image) -> Result<HashMap<DescriptionId, Opened>, FormatError> 
     for terminal in image.all::<Terminal>()? {
         for opened in &terminal.descriptions {
             add(&opened.description, "CHR", "0t0".to_owned(), terminal.path.to_string());
+        }
+    }
+    for record in image.all::<ProcessDescriptor>()? {
+        add(&record.description, "a_inode", "0".to_owned(), format!("[{}]", record.name()));
+    }
+    for record in image.all::<Inotify>()? {
+        let lost = if record.lost { ", events lost" } else { "" };
+        add(&record.description, "a_inode", "0".to_owned(), format!("[{}{lost}]", record.name()));
+    }
+    for record in image.all::<Fanotify>()? {
+        add(&record.description, "a_inode", "0".to_owned(), format!("[{}]", record.name()));
+    }
+    for record in image.all::<NamespaceDescriptor>()? {
+        add(&record.description, "REG", "0t0".to_owned(), record.name());
+    }
+    for map in image.all::<BpfMap>()? {
+        let name = format!("[{}]", map.name());
+        map.descriptions.iter().for_each(|opened| add(opened, "a_inode", "0".to_owned(), name.clone()));
+    }
+    for queue in image.all::<PosixMessageQueue>()? {
+        let gone = if queue.unlinked { " (deleted)" } else { "" };
+        let name = format!("{}{gone}, {} messages", queue.name, queue.messages.len());
+        queue.descriptions.iter().for_each(|opened| {
+            add(&opened.description, "PSXMQ", "0t0".to_owned(), name.clone());
+        });
+    }
+    for pair in image.all::<PseudoTerminal>()? {
+        let gone = if pair.master.is_none() { " (hung up)" } else { "" };
+        for slave in &pair.slaves {
+            add(&slave.description, "CHR", "0t0".to_owned(), format!("/dev/pts/{}{gone}", pair.number));
+        }
+        if let (Some(master), Some(state)) = (&pair.master, &pair.state) {
+            let waits = state.output.len();
+            let name = format!("/dev/ptmx of /dev/pts/{}, {waits} bytes wait", pair.number);
+            add(master, "CHR", "0t0".to_owned(), name);
         }
     }
     for record in image.all::<EventDescriptor>()? {

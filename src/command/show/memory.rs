@@ -4,9 +4,10 @@ use super::view::{PAGE, View, run_end};
 use crate::output::plain;
 use crate::table::{Align, Table};
 use serde::Serialize;
-use vckpt_image_format::MemoryId;
 use vckpt_image_format::record::mmap_memory::{PageOwner, PageSource};
-use vckpt_image_format::record::process_map::{Mapping, Source};
+use vckpt_image_format::record::process_map::{Mapping, Source, flag};
+use vckpt_image_format::record::shared_segment::Origin;
+use vckpt_image_format::{MemoryId, SegmentId};
 
 /// An address space.
 #[derive(Debug, Serialize)]
@@ -33,6 +34,8 @@ struct Row {
     stored: u64,
     shared: u64,
     name: String,
+    /// What else is set.
+    attributes: Vec<String>,
 }
 
 /// All address spaces, in the order of their first processes.
@@ -82,10 +85,12 @@ fn row(
         shared += part.1;
     }
     let name = match &mapping.source {
+        Source::File { file, .. } if file.embedded => format!("{} (embedded)", file.path),
         Source::File { file, .. } if file.nameless.is_some() => format!("{} (deleted)", file.path),
         Source::File { file, .. } => file.path.to_string(),
-        Source::Segment { segment, .. } => format!("[shared segment {segment}]"),
+        Source::Segment { segment, .. } => segment_name(view, *segment),
         Source::Kernel { name } => plain(name),
+        Source::Ring(ring) => format!("[ring of asynchronous I/O, {} events wait]", ring.events.len() / 32),
         Source::Anonymous => match &mapping.name {
             Some(name) => format!("[anon:{name}]"),
             None if heap.is_some_and(|heap| start < heap.1 && end > heap.0) => "[heap]".to_owned(),
@@ -93,7 +98,64 @@ fn row(
             None => "[anon]".to_owned(),
         },
     };
-    Row { start, end, mode: mode(mapping), stored, shared, name }
+    let mut attributes = attributes(mapping);
+    let guards = guards(view, memory, start, end);
+    if guards > 0 {
+        attributes.push(format!("{} KiB guarded", guards / 1024));
+    }
+    Row { start, end, mode: mode(mapping), stored, shared, name, attributes }
+}
+
+fn segment_name(view: &View, id: SegmentId) -> String {
+    match view.segments.get(&id).map(|segment| &segment.origin) {
+        Some(Origin::Memfd { name, .. }) => format!("[shared segment {id}, memfd:{name}]"),
+        Some(Origin::SystemV(shared)) => format!("[shared segment {id}, System V ID {}]", shared.id),
+        Some(Origin::Secret) => format!("[shared segment {id}, secret]"),
+        Some(Origin::Anonymous) | None => format!("[shared segment {id}]"),
+    }
+}
+
+/// What is set of a mapping, in the words of the calls that set it.
+fn attributes(mapping: &Mapping) -> Vec<String> {
+    const WORDS: &[(u32, &str)] = &[
+        (flag::GROWS_DOWN, "grows down"),
+        (flag::LOCKED_ON_FAULT, "locked on fault"),
+        (flag::LOCKED, "locked"),
+        (flag::SEQUENTIAL_READ, "sequential"),
+        (flag::RANDOM_READ, "random"),
+        (flag::DO_NOT_COPY, "not forked"),
+        (flag::NO_RESERVE, "not reserved"),
+        (flag::DO_NOT_DUMP, "not dumped"),
+        (flag::HUGE_PAGE, "huge"),
+        (flag::NO_HUGE_PAGE, "never huge"),
+        (flag::MERGEABLE, "mergeable"),
+        (flag::WIPE_ON_FORK, "wiped on fork"),
+        (flag::DROPPABLE, "droppable"),
+        (flag::SEALED, "sealed"),
+        (flag::READ_ONLY, "read-only"),
+    ];
+    // What is locked on fault is locked.
+    let on_fault = if mapping.flags & flag::LOCKED_ON_FAULT == 0 { 0 } else { flag::LOCKED };
+    let flags = mapping.flags & !on_fault;
+    let set = WORDS.iter().filter(|(flag, _)| flags & flag != 0).map(|(_, word)| (*word).to_owned());
+    let mut words: Vec<String> = set.collect();
+    if mapping.huge_page != 0 {
+        words.push(format!("pages of {} KiB", (1_u64 << mapping.huge_page.min(40)) / 1024));
+    }
+    if mapping.protection_key != 0 {
+        words.push(format!("key {}", mapping.protection_key));
+    }
+    if let Some(policy) = &mapping.policy {
+        words.push(format!("memory policy {}", policy.mode));
+    }
+    words
+}
+
+/// How many bytes from `start` to `end` are in guard regions.
+fn guards(view: &View, memory: MemoryId, start: u64, end: u64) -> u64 {
+    let runs = view.runs(PageOwner::Memory(memory), start, end).iter();
+    let guards = runs.filter(|run| run.source == PageSource::Guard);
+    guards.map(|run| run_end(run).min(end).saturating_sub(run.address.max(start))).sum()
 }
 
 /// How many bytes from `start` to `end` are stored with the owner, and how many with an ancestor.
@@ -104,7 +166,7 @@ fn bytes(view: &View, owner: PageOwner, start: u64, end: u64) -> (u64, u64) {
         match run.source {
             PageSource::Stored { .. } => stored += part,
             PageSource::Parent => shared += part,
-            PageSource::Zero => {}
+            PageSource::Zero | PageSource::Guard => {}
         }
     }
     (stored / PAGE * PAGE, shared / PAGE * PAGE)
@@ -130,7 +192,7 @@ pub(super) fn lines(spaces: &[Space]) -> Vec<String> {
                 kib(row.stored),
                 kib(row.shared),
                 row.mode.clone(),
-                row.name.clone(),
+                described(row),
             ]);
         }
         table.row([
@@ -146,6 +208,11 @@ pub(super) fn lines(spaces: &[Space]) -> Vec<String> {
     }
     lines.pop();
     lines
+}
+
+fn described(row: &Row) -> String {
+    let attributes = row.attributes.join(", ");
+    if attributes.is_empty() { row.name.clone() } else { format!("{} ({attributes})", row.name) }
 }
 
 fn columns() -> Table {

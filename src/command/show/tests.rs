@@ -13,7 +13,9 @@ use vckpt_image_format::record::lightweight_process::LightweightProcess;
 use vckpt_image_format::record::mmap_memory::{MmapMemory, PageOwner, PageRun, PageSource};
 use vckpt_image_format::record::pipe::{Pipe, Reach};
 use vckpt_image_format::record::process::{Living, Process};
-use vckpt_image_format::record::process_map::{Layout, MappedFile, Mapping, ProcessMap, Source};
+use vckpt_image_format::record::process_map::{
+    Layout, MappedFile, Mapping, ProcessMap, ProtectionKeys, Source, flag,
+};
 use vckpt_image_format::record::process_status::{ProcessStatus, State};
 use vckpt_image_format::record::snapshot::Snapshot;
 use vckpt_image_format::{
@@ -149,12 +151,32 @@ fn description(id: u32, flags: u32) -> Description {
 
 fn descriptors(writer: &mut Writer) {
     let context = FileSystemContextId(0);
-    add(writer, &CurrentDirectory { context, directory: "/srv".into(), root: "/".into(), umask: 0o22 });
+    add(
+        writer,
+        &CurrentDirectory {
+            context,
+            directory: "/srv".into(),
+            nameless: None,
+            root: "/".into(),
+            umask: 0o22,
+        },
+    );
     let path = "/srv/log".into();
     let target = Target::Regular { size: 99, modified: 0 };
     add(writer, &File { description: description(0, 0o102_001), path, target, position: 42 });
     let ends = vec![description(1, 0)];
-    add(writer, &Pipe { id: PipeId(0), inode: 77, path: None, capacity: 4096, reach: Reach::Inside, ends });
+    add(
+        writer,
+        &Pipe {
+            id: PipeId(0),
+            inode: 77,
+            path: None,
+            nameless: None,
+            capacity: 4096,
+            reach: Reach::Inside,
+            ends,
+        },
+    );
     let descriptor = |number, description| Descriptor {
         number,
         close_on_exec: false,
@@ -165,8 +187,14 @@ fn descriptors(writer: &mut Writer) {
 }
 
 fn address_space(writer: &mut Writer, memory: u32) {
-    let file =
-        MappedFile { path: "/bin/tool".into(), nameless: None, size: 9000, modified: 0, writable: false };
+    let file = MappedFile {
+        path: "/bin/tool".into(),
+        nameless: None,
+        size: 9000,
+        modified: 0,
+        writable: false,
+        embedded: false,
+    };
     let layout = Layout {
         code: (0x1000, 0x2000),
         data: (0, 0),
@@ -176,6 +204,8 @@ fn address_space(writer: &mut Writer, memory: u32) {
         environment: (0, 0),
         auxiliary_vector: Vec::new(),
         executable: file.clone(),
+        lock_future: 0,
+        keys: ProtectionKeys::default(),
     };
     let mapping = |start, end, protection, source| Mapping {
         start,
@@ -185,10 +215,15 @@ fn address_space(writer: &mut Writer, memory: u32) {
         flags: 0,
         source,
         name: None,
+        protection_key: 0,
+        policy: None,
+        huge_page: 0,
     };
+    let stack = mapping(0x2000, 0x5000, 3, Source::Anonymous);
+    let flags = flag::GROWS_DOWN | flag::LOCKED | flag::LOCKED_ON_FAULT;
     let mappings = vec![
         mapping(0x1000, 0x2000, 5, Source::File { file, offset: 0 }),
-        mapping(0x2000, 0x5000, 3, Source::Anonymous),
+        Mapping { flags, protection_key: 2, ..stack },
     ];
     add(writer, &ProcessMap { memory: MemoryId(memory), layout: Some(layout), mappings });
 }
@@ -225,7 +260,7 @@ fn memory_is_as_pmap_shows_it() {
         "10: tool",
         "ADDRESS           KIB  STORED  WITH PARENT  MODE  MAPPING",
         "0000000000001000    4       0            0  r-xp  /bin/tool",
-        "0000000000002000   12       8            0  rw-p  [stack]",
+        "0000000000002000   12       8            0  rw-p  [stack] (grows down, locked on fault, key 2)",
         "total              16       8            0",
     ];
     assert_eq!(memory::lines(&spaces)[..5], expected);

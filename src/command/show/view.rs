@@ -14,8 +14,9 @@ use vckpt_image_format::record::platform_name::PlatformName;
 use vckpt_image_format::record::process::Process;
 use vckpt_image_format::record::process_map::{Layout, Mapping, ProcessMap};
 use vckpt_image_format::record::process_status::{ProcessStatus, State};
+use vckpt_image_format::record::shared_segment::SharedSegment;
 use vckpt_image_format::record::snapshot::Snapshot;
-use vckpt_image_format::{FormatError, Image, MemoryId, TaskId};
+use vckpt_image_format::{FormatError, Image, MemoryId, SegmentId, TaskId};
 use vckpt_supervisor::error::{Error, Subject, code};
 
 /// The size of a page of an image.
@@ -42,6 +43,7 @@ pub(crate) struct View {
     pub(super) states: HashMap<TaskId, State>,
     pub(super) threads: HashMap<TaskId, LightweightProcess>,
     pub(super) spaces: HashMap<MemoryId, AddressSpace>,
+    pub(super) segments: HashMap<SegmentId, SharedSegment>,
     /// By owner, sorted by address.
     pub(super) pages: HashMap<PageOwner, Vec<PageRun>>,
     pub(super) tables: Vec<DescriptorTable>,
@@ -63,6 +65,7 @@ impl View {
     fn decode(path: &Path, image: Image) -> Result<Self, FormatError> {
         let statuses = image.all::<ProcessStatus>()?;
         let threads = image.all::<LightweightProcess>()?;
+        let segments = image.all::<SharedSegment>()?;
         let mut spaces: HashMap<MemoryId, AddressSpace> = HashMap::new();
         for record in image.all::<ProcessMap>()? {
             let space = spaces.entry(record.memory).or_default();
@@ -84,6 +87,7 @@ impl View {
             states: statuses.into_iter().map(|record| (record.process, record.state)).collect(),
             threads: threads.into_iter().map(|record| (record.id, record)).collect(),
             spaces,
+            segments: segments.into_iter().map(|record| (record.id, record)).collect(),
             pages,
             tables: image.all()?,
             directories: image.all()?,
@@ -148,7 +152,7 @@ impl View {
                     let parent = process.parent?;
                     process = self.processes.iter().find(|candidate| candidate.id == parent)?;
                 }
-                PageSource::Zero => return None,
+                PageSource::Zero | PageSource::Guard => return None,
             }
         }
         None

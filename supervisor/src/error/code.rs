@@ -55,6 +55,8 @@ macro_rules! codes {
 codes! {
     /// A broken assumption of ours.
     INTERNAL = "VC-INT-001", Internal, "this is a fault of vckpt: please report it with the output of the same command and -vv";
+    /// Whoever called has ended it.
+    CANCELLED = "VC-INT-002", Internal, "run the same command again";
     /// There is no such process.
     NO_PROCESS = "VC-PID-001", Unsupported, "look for the process ID with ps or pgrep";
     /// The process may not be traced.
@@ -83,6 +85,8 @@ codes! {
     PTRACE = "VC-TRC-001", Internal, "please report it with the output of the same command and -vv";
     /// The stub could not be put in place.
     INJECT = "VC-TRC-002", Internal, "please report it with the output of the same command and -vv";
+    /// The target has too little left of a limit of its own for the stubs.
+    TARGET_LIMITS = "VC-TRC-007", Unsupported, "raise the limits of the process, as with prlimit --pid PID --nofile=65536 --as=unlimited --memlock=unlimited";
     /// The stub did not answer.
     STUB_SILENT = "VC-TRC-003", Internal, "please report it with the output of the same command and -vv";
     /// A system call that was made inside the target failed.
@@ -93,6 +97,8 @@ codes! {
     MAPPED_FILE_DIFFERS = "VC-MEM-002", Environment, "install the same version of the file as when the image was made";
     /// Memory could not be read or written.
     MEMORY_ACCESS = "VC-MEM-003", Internal, "please report it with the output of the same command and -vv";
+    /// A System V segment can't be had.
+    SEGMENT_TAKEN = "VC-MEM-005", Environment, "see ipcs -m: remove the segment with ipcrm -m, or end those who use it";
     /// The vdso of the image is not that of this kernel.
     VDSO_DIFFERS = "VC-MEM-004", Environment, "restore on a host with the same kernel";
     /// The image needs a processor feature.

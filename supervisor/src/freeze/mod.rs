@@ -10,6 +10,7 @@ mod survey;
 
 use crate::error::{Problems, Result};
 use crate::frozen::{Frozen, FrozenProcess};
+use crate::place;
 use crate::stub::agent::{self, Host, Injection};
 use crate::stub::batch::Batch;
 use crate::tracee::gadgets;
@@ -28,6 +29,8 @@ pub use survey::preflight;
 /// # Errors
 /// The target's state that can't be handled, all problems at once; a timeout; the death of the root.
 pub fn freeze(pid: i32, timeout: Duration) -> Result<Frozen> {
+    // A descriptor for each thread and a few for each process: nobody else gets fewer by it.
+    place::raise_limit(0)?;
     let tasks = stop::stop_tree(pid, Instant::now() + timeout)?;
     survey::survey(pid, tasks)
 }
@@ -111,7 +114,10 @@ fn injections<'frozen>(frozen: &'frozen mut Frozen, places: &Places) -> Vec<Inje
 fn make_areas(frozen: &mut Frozen, places: &Places) -> Result<()> {
     for (index, process) in frozen.processes.iter_mut().enumerate() {
         let mut batches = vec![Batch::new()];
-        for place in places.range((index, 0)..(index + 1, 0)).map(|(_, place)| place) {
+        for (&(_, number), place) in places.range((index, 0)..(index + 1, 0)) {
+            if let Some(thread) = process.threads.get_mut(number) {
+                thread.agent.gets_area(place.area);
+            }
             let batch = agent::area_batch(place.area);
             match batches.last_mut() {
                 Some(last) if last.has_room_for(&batch) => last.append(&batch),

@@ -5,8 +5,8 @@ use crate::proc::{read, stat};
 use crate::stub::agent::Agent;
 use crate::sys::process::{self, Compare};
 use crate::tracee::{Running, Stop, Stopped, pause};
-use crate::waits::Moments;
 use crate::waits::before::{Before, Clocks};
+use crate::waits::{self, Moments, Seen};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -19,10 +19,23 @@ pub(super) struct StoppedTask {
     pub stopped: Stopped,
     /// The signal that its process is stopped by, if it is.
     pub stop_signal: Option<i32>,
+    /// Whether its call would have ended with `EINTR`.
+    interrupted: bool,
     /// When it came to its stop.
-    pub moments: Moments,
+    moments: Moments,
     /// What was seen of it before.
-    pub before: Option<Before>,
+    before: Option<Before>,
+}
+
+impl StoppedTask {
+    /// Takes down its state.
+    ///
+    /// # Errors
+    /// As [`Agent::prepare`].
+    pub(super) fn prepare(self, clocks: &Clocks) -> Result<Agent> {
+        let seen = Seen { interrupted: self.interrupted, before: self.before, clocks };
+        Agent::prepare(self.stopped, self.pid, self.moments, seen)
+    }
 }
 
 /// A tree that stands still.
@@ -38,7 +51,8 @@ pub(super) struct StoppedTree {
     seen: BTreeMap<i32, Before>,
     /// When tasks were asked to stop: from then on none waits any more.
     asked: BTreeMap<i32, i64>,
-    clocks: Clocks,
+    /// The clocks by which that is understood.
+    pub clocks: Clocks,
 }
 
 const OPTIONS: i32 = libc::PTRACE_O_TRACESYSGOOD
@@ -58,7 +72,7 @@ const LETTING_GO: Duration = Duration::from_secs(1);
 /// # Errors
 /// [`code::NOT_PERMITTED`], [`code::ALREADY_TRACED`], [`code::FREEZE_TIMEOUT`], [`code::TREE_UNSETTLED`].
 pub(super) fn stop_tree(root: i32, deadline: Instant) -> Result<StoppedTree> {
-    let mut tree = StoppedTree::default();
+    let mut tree = StoppedTree { clocks: Clocks::read(root), ..StoppedTree::default() };
     let mut moving: BTreeMap<i32, (i32, Running)> = BTreeMap::new();
     match stop_all(root, deadline, &mut tree, &mut moving) {
         Ok(()) => Ok(tree),
@@ -72,15 +86,16 @@ pub(super) fn stop_tree(root: i32, deadline: Instant) -> Result<StoppedTree> {
 /// Lets everything go on as before: also what was stopped in a call that the kernel would end with `EINTR`.
 fn let_go(mut tree: StoppedTree, mut moving: BTreeMap<i32, (i32, Running)>) {
     let deadline = Instant::now() + LETTING_GO;
-    while let Some((tid, (pid, running))) = moving.pop_first() {
-        let Ok(stopped) = running.expect_interruption(deadline) else { continue };
-        let moments = Moments::until_now(tree.asked.remove(&tid));
-        let before = tree.seen.remove(&tid);
-        tree.tasks.insert(tid, StoppedTask { pid, stopped, stop_signal: None, moments, before });
+    while let Some((_, (pid, running))) = moving.pop_first() {
+        // What was let go on meanwhile was not asked since.
+        let _ = running.interrupt();
+        if let Ok(stopped) = running.expect_interruption(deadline) {
+            let _ = note_stop(&mut tree, pid, stopped, None);
+        }
     }
-    for task in tree.tasks.into_values() {
+    for task in std::mem::take(&mut tree.tasks).into_values() {
         // An agent that is dropped lets its thread go on with the rest of its wait.
-        drop(Agent::prepare(task.stopped, task.pid, task.moments, task.before.as_ref()));
+        drop(task.prepare(&tree.clocks));
     }
 }
 
@@ -132,11 +147,11 @@ fn attach_threads(
         if tree.tasks.contains_key(&tid) || moving.contains_key(&tid) {
             continue;
         }
-        let before = Before::look(pid, tid, &mut tree.clocks);
         match Running::seize(tid, OPTIONS) {
             Ok(running) => {
+                let before = Before::look(tid, &tree.clocks);
                 tree.seen.extend(before.map(|before| (tid, before)));
-                tree.asked.insert(tid, crate::waits::now());
+                tree.asked.insert(tid, waits::now());
                 // Ended between the two: the wait will tell.
                 let _ = running.interrupt();
                 moving.insert(tid, (pid, running));
@@ -250,9 +265,7 @@ fn handle(
 ) -> Result<()> {
     match stop {
         Stop::Interrupted(stopped, stop_signal) => {
-            let before = tree.seen.remove(&tid);
-            let moments = Moments::until_now(tree.asked.remove(&tid));
-            tree.tasks.insert(tid, StoppedTask { pid, stopped, stop_signal, moments, before });
+            note_stop(tree, pid, stopped, stop_signal)?;
         }
         Stop::Ended(_) => {}
         Stop::Signal(stopped, signal) => {
@@ -276,6 +289,23 @@ fn handle(
             moving.insert(tid, (pid, running));
         }
     }
+    Ok(())
+}
+
+/// A task stands still. If the kernel would end its call with `EINTR` only because of us, the call is at once marked to
+/// be made again: we may be gone at any moment, and the program is not to see it.
+fn note_stop(tree: &mut StoppedTree, pid: i32, stopped: Stopped, stop_signal: Option<i32>) -> Result<()> {
+    let tid = stopped.tid();
+    let before = tree.seen.remove(&tid);
+    let moments = Moments::until_now(tree.asked.remove(&tid));
+    let mut registers = stopped.registers()?;
+    let interrupted = waits::is_interrupted(&registers);
+    if interrupted {
+        // Unless a handler runs, which is what the program would have seen without us.
+        registers.rax = waits::RESTART_NO_HANDLER.cast_unsigned();
+        stopped.set_registers(&registers)?;
+    }
+    tree.tasks.insert(tid, StoppedTask { pid, stopped, stop_signal, interrupted, moments, before });
     Ok(())
 }
 

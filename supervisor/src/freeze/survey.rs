@@ -4,6 +4,7 @@ use super::sharing;
 use super::stop::StoppedTree;
 use crate::error::{Error, Problems, Result, Subject, code};
 use crate::frozen::{Frozen, FrozenProcess, FrozenThread, Shares};
+use crate::kinds::memory::attributes;
 use crate::kinds::sandbox;
 use crate::proc::stat::Stat;
 use crate::proc::{identity, maps, read, stat};
@@ -54,17 +55,16 @@ pub fn preflight(pid: i32) -> Result<()> {
 /// Everything that can't be dumped, all at once.
 pub(super) fn survey(root: i32, tree: StoppedTree) -> Result<Frozen> {
     let mut problems = Problems::new();
-    let StoppedTree { tasks, zombies, parents, .. } = tree;
+    let StoppedTree { tasks, zombies, parents, clocks, .. } = tree;
     let mut groups: BTreeMap<i32, Vec<Agent>> = BTreeMap::new();
     let mut stop_signals: BTreeMap<i32, i32> = BTreeMap::new();
     for (_, task) in tasks {
+        let pid = task.pid;
         if let Some(signal) = task.stop_signal {
-            stop_signals.insert(task.pid, signal);
+            stop_signals.insert(pid, signal);
         }
-        if let Some(agent) =
-            problems.take(Agent::prepare(task.stopped, task.pid, task.moments, task.before.as_ref()))
-        {
-            groups.entry(task.pid).or_default().push(agent);
+        if let Some(agent) = problems.take(task.prepare(&clocks)) {
+            groups.entry(pid).or_default().push(agent);
         }
     }
     let mut processes: Vec<FrozenProcess> = Vec::new();
@@ -81,6 +81,7 @@ pub(super) fn survey(root: i32, tree: StoppedTree) -> Result<Frozen> {
         let parent = parent.and_then(|parent| processes.iter().find(|process| process.pid == parent));
         process.parent = parent.map(|parent| parent.id);
         process.parent_thread = parent.and_then(|parent| parent_thread(parent, pid));
+        refuse(&process, &mut problems);
         processes.push(process);
     }
     problems.take(sharing::find(&mut processes));
@@ -207,4 +208,18 @@ fn parent_thread(parent: &FrozenProcess, child: i32) -> Option<TaskId> {
 
 fn task_id(id: i32) -> TaskId {
     TaskId(u32::try_from(id).unwrap_or(0))
+}
+
+/// What can't be dumped yet.
+fn refuse(process: &FrozenProcess, problems: &mut Problems) {
+    if process.threads.is_empty() {
+        return;
+    }
+    // Where these are, not even a stub can be put without harm.
+    for map in &process.maps {
+        if let Some(meaning) = attributes::harmed_by_stub(&map.flags) {
+            let error = Error::new(code::MAPPING, format!("it has {meaning}"));
+            problems.push(error.about(process.subject().address(map.start)));
+        }
+    }
 }

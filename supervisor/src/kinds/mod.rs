@@ -8,6 +8,7 @@ pub mod credentials;
 pub mod current_directory;
 pub mod descriptor;
 pub mod file_lock;
+pub mod ipc;
 pub mod memory;
 pub mod nameless_file;
 pub mod namespace;
@@ -43,6 +44,7 @@ pub const KINDS: &[KindEntry] = &[
     KindEntry { name: "signal", observe: signal::observe::observe, plan: signal::restore::plan },
     KindEntry { name: "alarm", observe: alarm::observe::observe, plan: alarm::restore::plan },
     namespace::ENTRY,
+    ipc::ENTRY,
     process::ENTRY,
     thread::ENTRY,
     KindEntry { name: "schedule", observe: schedule::observe::observe, plan: schedule::restore::plan },

@@ -2,7 +2,11 @@
 //!
 //! Documented in proc_pid_fdinfo(5) and the kernel's `Documentation/filesystems/proc.rst`, section 3.8.
 
+mod watch;
+
 use super::locks::LockLine;
+pub use watch::{FanotifyInfo, FanotifyLine, FanotifyOn, Handle, InotifyLine};
+use watch::{push_fanotify, push_inotify};
 
 /// What `fdinfo` says.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -43,6 +47,15 @@ pub enum Detail {
     Epoll(Vec<EpollLine>),
     /// An inotify instance.
     Inotify(Vec<InotifyLine>),
+    /// A fanotify group.
+    Fanotify(FanotifyInfo),
+    /// A BPF map.
+    Bpf(BpfInfo),
+    /// A pidfd.
+    Process {
+        /// Its process, as whoever reads sees it; -1 if it has ended and was waited for, 0 if it is not in sight.
+        pid: i32,
+    },
 }
 
 /// What `fdinfo` says of a timerfd. Times are in nanoseconds.
@@ -73,17 +86,23 @@ pub struct EpollLine {
     pub inode: u64,
 }
 
-/// A watch of an inotify instance.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct InotifyLine {
-    /// Its number.
-    pub watch: u32,
-    /// Inode number of what is watched.
-    pub inode: u64,
-    /// Device of what is watched, as the kernel encodes it inside.
-    pub device: u64,
-    /// Its events.
-    pub mask: u32,
+/// What `fdinfo` says of a BPF map.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct BpfInfo {
+    /// Its type.
+    pub map_type: u32,
+    /// Bytes of a key.
+    pub key_size: u32,
+    /// Bytes of a value.
+    pub value_size: u32,
+    /// Most entries.
+    pub maximum: u32,
+    /// Its flags.
+    pub flags: u32,
+    /// Its ID.
+    pub id: u32,
+    /// Whether programs of user space may not change it any more.
+    pub frozen: bool,
 }
 
 /// Understands the text; lines of unknown kind are left out.
@@ -92,6 +111,7 @@ pub fn parse(text: &str) -> FdInfo {
     let mut info = FdInfo::default();
     let mut timer = TimerInfo::default();
     let (mut event, mut semaphore) = (None, None);
+    let mut map = BpfInfo::default();
     for line in text.lines() {
         let (key, rest) = line.split_once(':').map_or((line, ""), |(key, rest)| (key, rest.trim()));
         match key {
@@ -101,6 +121,19 @@ pub fn parse(text: &str) -> FdInfo {
             "lock" => info.locks.extend(super::locks::parse_line(rest)),
             "eventfd-count" => event = Some(hexadecimal(rest)),
             "eventfd-semaphore" => semaphore = Some(rest == "1"),
+            "map_type" => map.map_type = rest.parse().unwrap_or_default(),
+            "key_size" => map.key_size = rest.parse().unwrap_or_default(),
+            "value_size" => map.value_size = rest.parse().unwrap_or_default(),
+            "max_entries" => map.maximum = rest.parse().unwrap_or_default(),
+            "map_flags" => {
+                map.flags = u32::try_from(hexadecimal(rest.trim_start_matches("0x"))).unwrap_or_default();
+            }
+            "map_id" => map.id = rest.parse().unwrap_or_default(),
+            "frozen" => {
+                map.frozen = rest != "0";
+                info.detail = Detail::Bpf(map);
+            }
+            "Pid" => info.detail = Detail::Process { pid: rest.parse().unwrap_or_default() },
             "sigmask" => info.detail = Detail::Signal { mask: hexadecimal(rest) },
             "tfd" => push_epoll(&mut info.detail, rest),
             "clockid" => timer.clock = rest.parse().unwrap_or_default(),
@@ -112,6 +145,7 @@ pub fn parse(text: &str) -> FdInfo {
                 info.detail = Detail::Timer(timer);
             }
             _ if line.starts_with("inotify ") => push_inotify(&mut info.detail, line),
+            _ if line.starts_with("fanotify ") => push_fanotify(&mut info.detail, line),
             _ => {}
         }
     }
@@ -151,22 +185,6 @@ fn push_epoll(detail: &mut Detail, rest: &str) {
         lines.push(line);
     } else {
         *detail = Detail::Epoll(vec![line]);
-    }
-}
-
-/// `inotify wd:1 ino:7d23 sdev:800013 mask:800afce ignored_mask:0 …`.
-fn push_inotify(detail: &mut Detail, text: &str) {
-    let number = |key| field(text, key).and_then(|value| u32::try_from(value).ok());
-    let (Some(watch), Some(inode), Some(device), Some(mask)) =
-        (number("wd:"), field(text, "ino:"), field(text, "sdev:"), number(" mask:"))
-    else {
-        return;
-    };
-    let line = InotifyLine { watch, inode, device, mask };
-    if let Detail::Inotify(lines) = detail {
-        lines.push(line);
-    } else {
-        *detail = Detail::Inotify(vec![line]);
     }
 }
 
@@ -221,10 +239,26 @@ mod tests {
     }
 
     #[test]
-    fn inotify() {
-        let text = "inotify wd:1 ino:7d23 sdev:800013 mask:800afce ignored_mask:0 fhandle-bytes:8\n";
-        let Detail::Inotify(lines) = parse(text).detail else { panic!("no inotify") };
-        assert_eq!(lines, [InotifyLine { watch: 1, inode: 0x7d23, device: 0x80_0013, mask: 0x800_afce }]);
+    fn bpf_maps() {
+        let text = "map_type:\t1\nkey_size:\t4\nvalue_size:\t8\nmax_entries:\t10\nmap_flags:\t0x81\nmap_extra:\t0x0\n\
+                    memlock:\t1936\nmap_id:\t25\nfrozen:\t1\n";
+        let expected = BpfInfo {
+            map_type: 1,
+            key_size: 4,
+            value_size: 8,
+            maximum: 10,
+            flags: 0x81,
+            id: 25,
+            frozen: true,
+        };
+        assert_eq!(parse(text).detail, Detail::Bpf(expected));
+    }
+
+    #[test]
+    fn process_descriptors() {
+        let text = "pos:\t0\nflags:\t02000002\nPid:\t4711\nNSpid:\t4711\t5\n";
+        assert_eq!(parse(text).detail, Detail::Process { pid: 4711 });
+        assert_eq!(parse("Pid:\t-1\nNSpid:\t-1\n").detail, Detail::Process { pid: -1 });
     }
 
     #[test]

@@ -9,6 +9,8 @@ pub struct LockLine {
     pub sort: LockSort,
     /// Whether it keeps out readers too.
     pub exclusive: bool,
+    /// Whether it is a lease that its holder is to give up, because somebody else opens the file.
+    pub breaking: bool,
     /// First byte.
     pub start: u64,
     /// Last byte; none for all that follow.
@@ -43,10 +45,17 @@ pub fn parse_line(line: &str) -> Option<LockLine> {
         "LEASE" | "DELEG" => LockSort::Lease,
         _ => return None,
     };
-    let exclusive = words.nth(1)? == "WRITE";
+    let breaking = words.next()? == "BREAKING";
+    let exclusive = words.next()? == "WRITE";
     let start = words.nth(2)?.parse().ok()?;
     let end = words.next()?;
-    Some(LockLine { sort, exclusive, start, end: if end == "EOF" { None } else { end.parse().ok() } })
+    Some(LockLine {
+        sort,
+        exclusive,
+        breaking,
+        start,
+        end: if end == "EOF" { None } else { end.parse().ok() },
+    })
 }
 
 #[cfg(test)]
@@ -58,14 +67,15 @@ mod tests {
         let line = |text| parse_line(text).expect("a lock");
         assert_eq!(
             line("1: FLOCK  ADVISORY  WRITE 359 00:13:11691 0 EOF"),
-            LockLine { sort: LockSort::WholeFile, exclusive: true, start: 0, end: None }
+            LockLine { sort: LockSort::WholeFile, exclusive: true, breaking: false, start: 0, end: None }
         );
         assert_eq!(
             line("2: POSIX  ADVISORY  READ  12 08:01:7 100 199"),
-            LockLine { sort: LockSort::Posix, exclusive: false, start: 100, end: Some(199) }
+            LockLine { sort: LockSort::Posix, exclusive: false, breaking: false, start: 100, end: Some(199) }
         );
         assert_eq!(line("3: OFDLCK ADVISORY  READ  -1 08:01:7 0 9").sort, LockSort::Description);
         assert_eq!(line("4: LEASE  ACTIVE    READ 5 08:01:7 0 EOF").sort, LockSort::Lease);
+        assert!(line("4: LEASE  BREAKING  READ 5 08:01:7 0 EOF").breaking);
     }
 
     #[test]

@@ -25,6 +25,10 @@ pub struct MapLine {
     pub deleted: bool,
     /// The two-letter words of `VmFlags`.
     pub flags: Vec<[u8; 2]>,
+    /// The protection key, where the processor has such keys.
+    pub protection_key: Option<u8>,
+    /// The size of its pages in bytes; 0 if it was not told.
+    pub page_size: u64,
 }
 
 impl MapLine {
@@ -47,6 +51,13 @@ pub fn parse(text: &[u8]) -> Result<Vec<MapLine>, String> {
             for word in rest.split(|&byte| byte == b' ').filter(|word| !word.is_empty()) {
                 map.flags.push(word.try_into().map_err(|_| unknown(line))?);
             }
+        } else if let Some(rest) = line.strip_prefix(b"ProtectionKey:") {
+            let map = maps.last_mut().ok_or_else(|| unknown(line))?;
+            map.protection_key = Some(number(rest).ok_or_else(|| unknown(line))?);
+        } else if let Some(rest) = line.strip_prefix(b"KernelPageSize:") {
+            let map = maps.last_mut().ok_or_else(|| unknown(line))?;
+            let kibibytes: u64 = number(rest).ok_or_else(|| unknown(line))?;
+            map.page_size = kibibytes.saturating_mul(1024);
         } else if line.first().is_some_and(u8::is_ascii_uppercase) {
             // A counter such as `Rss:`.
         } else {
@@ -58,6 +69,11 @@ pub fn parse(text: &[u8]) -> Result<Vec<MapLine>, String> {
 
 fn unknown(line: &[u8]) -> String {
     format!("unknown line {:?}", String::from_utf8_lossy(line))
+}
+
+/// The number behind the name of a line.
+fn number<T: std::str::FromStr>(text: &[u8]) -> Option<T> {
+    std::str::from_utf8(text).ok()?.split_whitespace().next()?.parse().ok()
 }
 
 /// Parses a line of `maps`.
@@ -88,6 +104,8 @@ fn header(line: &[u8]) -> Option<MapLine> {
         name,
         deleted,
         flags: Vec::new(),
+        protection_key: None,
+        page_size: 0,
     })
 }
 
@@ -116,6 +134,7 @@ mod tests {
     fn a_file_and_anonymous_memory() {
         let text =
             b"7f00-8f00 r-xp 00001000 fe:01 325843                     /lib/a b.so (deleted)\nRss: 4 kB\n\
+            KernelPageSize:        4 kB\nProtectionKey:         3\n\
             VmFlags: rd ex mr mw me \n9000-a000 rw-s 00000000 00:00 0 \nVmFlags: rd wr sh gd \n";
         let maps = parse(text).unwrap();
         assert_eq!(
@@ -123,6 +142,7 @@ mod tests {
             (0x7f00, 0x8f00, 5, false)
         );
         assert_eq!((maps[0].name.as_slice(), maps[0].deleted), (b"/lib/a b.so".as_slice(), true));
+        assert_eq!((maps[0].page_size, maps[0].protection_key), (4096, Some(3)));
         assert_eq!(maps[0].device, libc::makedev(0xfe, 1));
         assert!(maps[1].shared && maps[1].has(b"gd") && maps[1].name.is_empty());
     }

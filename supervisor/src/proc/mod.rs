@@ -7,6 +7,7 @@ pub mod id_map;
 pub mod identity;
 pub mod locks;
 pub mod maps;
+pub mod mountinfo;
 pub mod read;
 pub mod stat;
 pub mod status;

@@ -20,7 +20,7 @@ const PIECES: usize = 4;
 /// Up to this many ranges it pays to ask who else has their pages.
 const FEW: usize = 32;
 
-/// Runs of a memory that are read together. Those with [`RunContent::Parent`] are not read; they come alone.
+/// Runs of a memory that are read together. Those of which only the source is noted are not read; they come alone.
 #[derive(Debug, Default)]
 pub(super) struct Piece {
     pub(super) runs: Vec<FoundRun>,
@@ -30,12 +30,16 @@ pub(super) struct Piece {
 
 impl Piece {
     fn is_read(&self) -> bool {
-        self.runs.first().is_some_and(|run| run.content != RunContent::Parent)
+        self.runs.first().is_some_and(has_bytes)
     }
 
     fn length(&self) -> usize {
         self.runs.iter().map(length).sum()
     }
+}
+
+fn has_bytes(run: &FoundRun) -> bool {
+    matches!(run.content, RunContent::Anonymous | RunContent::OverFile)
 }
 
 fn length(run: &FoundRun) -> usize {
@@ -186,7 +190,7 @@ impl Iterator for Cut<'_> {
         let mut room = CHUNK;
         while room > 0 && piece.runs.len() < RANGES {
             let Some(run) = self.rest.take().or_else(|| self.runs.next().copied()) else { break };
-            if run.content == RunContent::Parent {
+            if !has_bytes(&run) {
                 if piece.runs.is_empty() {
                     piece.runs.push(run);
                 } else {

@@ -10,11 +10,15 @@
 
 #![allow(unsafe_code, reason = "raw system calls that no crate wraps")]
 
+pub mod bpf;
 pub mod file;
+pub mod message_queue;
 pub mod pagemap;
 pub mod process;
 pub mod ptrace;
 pub mod schedule;
+pub mod shared_memory;
 pub mod sock_diag;
 pub mod socket;
 pub mod terminal;
+pub mod watch;

@@ -10,8 +10,16 @@ type Result<T> = std::result::Result<T, Errno>;
 /// # Errors
 /// See pidfd_open(2).
 pub fn pidfd_open(pid: i32) -> Result<OwnedFd> {
+    pidfd_open_with(pid, 0)
+}
+
+/// A descriptor for a process, or with `PIDFD_THREAD` for a thread.
+///
+/// # Errors
+/// See pidfd_open(2).
+pub fn pidfd_open_with(pid: i32, flags: u32) -> Result<OwnedFd> {
     // SAFETY: plain numbers; the kernel checks them.
-    let result = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    let result = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, flags) };
     own(result)
 }
 
@@ -294,22 +302,25 @@ fn raise_ambient() {
     }
 }
 
-/// Shared anonymous memory of this size, as a file: what `mmap(MAP_SHARED | MAP_ANONYMOUS)` makes. `None` where the
-/// right to open it is missing (`CAP_CHECKPOINT_RESTORE`).
+/// Shared anonymous memory of this size, as a file: what `mmap(MAP_SHARED | MAP_ANONYMOUS)` makes; of huge pages if
+/// the binary logarithm of their size is not 0. `None` where the right to open it is missing
+/// (`CAP_CHECKPOINT_RESTORE`).
 ///
 /// # Errors
 /// See mmap(2).
-pub fn shared_anonymous(size: u64) -> Result<Option<std::fs::File>> {
+pub fn shared_anonymous(size: u64, huge_page: u8) -> Result<Option<std::fs::File>> {
     let length = usize::try_from(size).map_err(|_| Errno::EOVERFLOW)?;
     let protection = libc::PROT_READ | libc::PROT_WRITE;
-    let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS;
+    let huge =
+        if huge_page == 0 { 0 } else { libc::MAP_HUGETLB | i32::from(huge_page) << libc::MAP_HUGE_SHIFT };
+    let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS | huge;
     // SAFETY: a new mapping at an address of the kernel's choice; it is never dereferenced, and unmapped below.
     let address = unsafe { libc::mmap(std::ptr::null_mut(), length, protection, flags, -1, 0) };
     if address == libc::MAP_FAILED {
         return Err(Errno::last());
     }
     let start = address.addr() as u64;
-    let end = start + size.next_multiple_of(4096);
+    let end = start + size.next_multiple_of(1 << huge_page.max(12));
     let path = format!("/proc/self/map_files/{start:x}-{end:x}");
     let file = std::fs::File::options().read(true).write(true).open(path);
     // SAFETY: the mapping was made above, and nobody else knows it.

@@ -20,6 +20,34 @@ pub struct Found {
     signal_return: Option<u64>,
 }
 
+impl Found {
+    /// Whether the instructions are at these offsets of a mapping.
+    fn is_there(&self, memory: &File, map: &MapLine) -> bool {
+        let holds = |offset: Option<u64>, sequences: &[&[u8]]| {
+            offset.is_none_or(|offset| {
+                sequences.iter().any(|sequence| holds(memory, map.start + offset, sequence))
+            })
+        };
+        holds(self.call_and_return, &[CALL_AND_RETURN])
+            && holds(self.call, &[CALL])
+            && holds(self.signal_return, &SIGNAL_RETURN)
+    }
+}
+
+/// Whether these bytes are at an address.
+fn holds(memory: &File, address: u64, bytes: &[u8]) -> bool {
+    let mut found = [0; 16];
+    let Some(found) = found.get_mut(..bytes.len()) else { return false };
+    memory.read_exact_at(found, address).is_ok() && found == bytes
+}
+
+/// Whether both instructions of a program are where they were found once.
+#[must_use]
+pub fn are_there(gadgets: Gadgets, memory: &File) -> bool {
+    holds(memory, gadgets.call_and_return, CALL_AND_RETURN)
+        && SIGNAL_RETURN.iter().any(|sequence| holds(memory, gadgets.signal_return, sequence))
+}
+
 /// What was found in files that several processes map: by device, inode and offset.
 pub type Cache = HashMap<(u64, u64, u64), Found>;
 
@@ -43,8 +71,9 @@ pub fn find(maps: &[MapLine], memory: &File, cache: &mut Cache) -> Result<Gadget
     let mut total = Found::default();
     for map in executable {
         let key = (map.device, map.inode, map.offset);
+        // A program may have changed its code.
         let found = match cache.get(&key) {
-            Some(found) if map.inode != 0 => *found,
+            Some(found) if map.inode != 0 && found.is_there(memory, map) => *found,
             _ => search(memory, map),
         };
         if map.inode != 0 {

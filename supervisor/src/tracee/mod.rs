@@ -4,11 +4,11 @@
 //! tracee is a value ([`Stop::Ended`]), not an error. Everything here belongs to the thread that attached.
 
 pub mod gadgets;
-mod precision;
+mod haste;
 pub mod restartable;
 pub mod sigframe;
 pub mod stack;
 pub mod state;
 
-pub use precision::PreciseSleeps;
+pub use haste::Haste;
 pub use state::{Running, Stop, Stopped, pause};

@@ -57,6 +57,8 @@ mod tests {
             name: name.to_vec(),
             deleted: false,
             flags: Vec::new(),
+            protection_key: None,
+            page_size: 0,
         }
     }
 

@@ -1,14 +1,19 @@
-//! A look at a task before it is stopped: in which call it sleeps, and since when.
+//! A look at a task just before it is stopped: in which call it sleeps, and since when.
 //!
 //! `/proc/<pid>/task/<tid>/sched` tells when the task last went to sleep, by the clock of its processor's run queue.
-//! That clock runs like `CLOCK_MONOTONIC` but for the time that a hypervisor took away, so the two are compared now.
+//! That clock runs like `CLOCK_MONOTONIC` but for the time that interrupts and a hypervisor took away, so the two are
+//! compared now.
+//!
+//! Between the look and the stop the task may have ended its wait and made the same call again. Then it has either
+//! slept once more, or was running already when it was asked to stop: the file tells both.
 
 use super::call::{self, Call};
-use super::now;
+use super::{Moments, now};
 use crate::proc::{read, stat};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 use std::collections::HashMap;
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 /// What was seen before a task was stopped.
@@ -16,9 +21,18 @@ use std::time::{Duration, Instant};
 pub struct Before {
     number: u64,
     since: i64,
+    scheduled: Scheduled,
+}
+
+/// What the scheduler tells of a task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Scheduled {
+    /// When it was last put to sleep or on its processor, by the clock of that, in nanoseconds.
+    at: i64,
+    /// For how long it has run in all, in nanoseconds.
+    ran: i64,
+    /// How often it has gone to sleep.
     sleeps: u64,
-    /// When the wait is over, if it has a limit.
-    deadline: Option<i64>,
 }
 
 /// The differences between `CLOCK_MONOTONIC` and the clocks of processors.
@@ -27,70 +41,134 @@ pub struct Clocks {
     differences: HashMap<i32, Option<i64>>,
 }
 
-/// A wait that is over so soon is let end: later nobody could tell it from the next one.
-const SOON: i64 = 300_000;
-/// How long such a wait is given, and between looks.
-const GIVEN: Duration = Duration::from_millis(3);
-const PAUSE: Duration = Duration::from_micros(50);
+/// A task that sleeps does not run earlier than this after the moment at which it is about to be asked to stop, in
+/// nanoseconds: the request alone takes most of that. Measured: never below 2,700.
+const WAKING: i64 = 1_500;
 
 impl Before {
-    /// Looks at a task of process `pid`. Nothing if it runs, or is in no call whose time is limited, or the kernel does
-    /// not tell.
+    /// Looks at a task. Nothing if it runs, or is in no call whose time is limited, or the kernel does not tell.
     #[must_use]
-    pub fn look(pid: i32, tid: i32, clocks: &mut Clocks) -> Option<Self> {
-        let begin = Instant::now();
-        loop {
-            let seen = Self::glance(pid, tid, clocks)?;
-            let soon = seen.deadline.is_some_and(|deadline| deadline - now() < SOON);
-            if !soon || begin.elapsed() > GIVEN {
-                return Some(seen);
-            }
-            std::thread::sleep(PAUSE);
-        }
+    pub fn look(tid: i32, clocks: &Clocks) -> Option<Self> {
+        let Call { number, .. } = parse_call(&read::file(tid, "syscall").ok()?)?;
+        call::place(number)?;
+        let difference = clocks.difference(stat::processor(&read::file(tid, "stat").ok()?)?)?;
+        // Last: the less time passes from this to the stop, the better.
+        let scheduled = parse(&read::file(tid, "sched").ok()?)?;
+        Some(Self { number, since: scheduled.at + difference, scheduled })
     }
 
-    fn glance(pid: i32, tid: i32, clocks: &mut Clocks) -> Option<Self> {
-        let call = parse_call(&read::file(tid, "syscall").ok()?)?;
-        call::place(call.number)?;
-        let (slept_at, sleeps) = parse(&read::file(tid, "sched").ok()?)?;
-        let processor = stat::processor(&read::file(tid, "stat").ok()?)?;
-        let since = slept_at + clocks.difference(processor)?;
-        let limit = call::limit(pid, tid, &call).and_then(|limit| i64::try_from(limit).ok());
-        let deadline = limit.map(|limit| since.saturating_add(limit));
-        Some(Self { number: call.number, since, sleeps, deadline })
-    }
-
-    /// Since when the task waits in this call, if it is still the one that was seen. To be asked when it has stopped.
+    /// Since when the task waits in a call of this number, if that is still the one that was seen. To be asked when it
+    /// has stopped.
     #[must_use]
-    pub fn waiting_since(&self, tid: i32, number: u64) -> Option<i64> {
-        let (_, sleeps) = parse(&read::file(tid, "sched").ok()?)?;
+    pub fn waiting_since(&self, tid: i32, number: u64, moments: Moments, clocks: &Clocks) -> Option<i64> {
+        let scheduled = parse(&read::file(tid, "sched").ok()?)?;
         // It was woken by the stop and went to sleep once, in the stop.
-        (number == self.number && sleeps <= self.sleeps + 1).then_some(self.since)
+        if number != self.number || scheduled.sleeps > self.scheduled.sleeps + 1 {
+            return None;
+        }
+        // It may have been woken by the end of its wait just before, and made the call again.
+        let difference = clocks.difference(stat::processor(&read::file(tid, "stat").ok()?)?)?;
+        let woken_at = scheduled.at - (scheduled.ran - self.scheduled.ran) + difference;
+        (woken_at > moments.asked + WAKING).then_some(self.since)
     }
 }
 
 impl Clocks {
+    /// Reads the clocks of the processors, if a thread of the process `pid` or of its children waits for at most some
+    /// time. To be called before anything is stopped: on a processor that a task of high priority keeps for itself
+    /// there is nothing to be read in good time, and then it is as if the kernel did not tell.
+    #[must_use]
+    pub fn read(pid: i32) -> Self {
+        const PATIENCE: Duration = Duration::from_millis(50);
+        const MOST: usize = 16;
+        if !waits_somewhere(pid) {
+            return Self::default();
+        }
+        let Ok(home) = sched_getaffinity(Pid::from_raw(0)) else { return Self::default() };
+        let processors = (0..CpuSet::count()).filter(|&number| home.is_set(number) == Ok(true));
+        let processors: Vec<usize> = processors.take(MOST).collect();
+        let wanted = processors.len();
+        let (tell, hear) = mpsc::channel();
+        let spawned = std::thread::Builder::new().name("clocks".to_owned()).spawn(move || {
+            for processor in processors {
+                if tell.send((processor, compare(processor))).is_err() {
+                    return;
+                }
+            }
+        });
+        if spawned.is_err() {
+            return Self::default();
+        }
+        let deadline = Instant::now() + PATIENCE;
+        let mut differences = HashMap::new();
+        while differences.len() < wanted
+            && let Ok((processor, difference)) =
+                hear.recv_timeout(deadline.saturating_duration_since(Instant::now()))
+        {
+            differences.extend(i32::try_from(processor).ok().map(|processor| (processor, difference)));
+        }
+        Self { differences }
+    }
+
     /// `CLOCK_MONOTONIC` minus the clock of a processor, in nanoseconds.
-    fn difference(&mut self, processor: i32) -> Option<i64> {
-        *self.differences.entry(processor).or_insert_with(|| compare(processor))
+    fn difference(&self, processor: i32) -> Option<i64> {
+        self.differences.get(&processor).copied().flatten()
     }
 }
 
+/// Whether a task of a tree sleeps in a call that may have a limit of time.
+fn waits_somewhere(root: i32) -> bool {
+    let mut processes = vec![root];
+    while let Some(pid) = processes.pop() {
+        for tid in read::numbers(pid, "task").unwrap_or_default() {
+            let call = read::file(tid, "syscall").ok().as_deref().and_then(parse_call);
+            if call.is_some_and(|call| call::place(call.number).is_some()) {
+                return true;
+            }
+            let children = read::file(pid, &format!("task/{tid}/children")).unwrap_or_default();
+            let children = String::from_utf8_lossy(&children).into_owned();
+            processes.extend(children.split_ascii_whitespace().filter_map(|word| word.parse::<i32>().ok()));
+        }
+    }
+    false
+}
+
 /// Goes to a processor and reads its clock: that of the moment at which we came there.
-fn compare(processor: i32) -> Option<i64> {
-    let this = Pid::from_raw(0);
-    let home = sched_getaffinity(this).ok()?;
+fn compare(processor: usize) -> Option<i64> {
+    const WANTED: usize = 3;
+    const TRIES: usize = 16;
     let mut there = CpuSet::new();
-    there.set(usize::try_from(processor).ok()?).ok()?;
-    let went = sched_setaffinity(this, &there);
-    // Who comes back from a sleep has the time of that very moment; who has run on, that of the last tick.
-    std::thread::sleep(Duration::from_nanos(1));
-    let clock = std::fs::read("/proc/thread-self/sched").ok();
-    let monotonic = now();
-    sched_setaffinity(this, &home).ok()?;
-    went.ok()?;
-    let (at, _) = parse(&clock?)?;
-    Some(monotonic - at)
+    there.set(processor).ok()?;
+    sched_setaffinity(Pid::from_raw(0), &there).ok()?;
+    let mut undisturbed = Vec::with_capacity(WANTED);
+    let mut disturbed = None;
+    for (difference, took) in (0..TRIES).filter_map(|_| sample()) {
+        if took < UNDISTURBED {
+            undisturbed.push(difference);
+        }
+        disturbed = disturbed.into_iter().chain([difference]).min();
+        if undisturbed.len() == WANTED {
+            break;
+        }
+    }
+    // A tick may set the clock of one of them a little ahead: the middle one is good. On a busy machine the least has
+    // to do, by which a wait is too long rather than too short.
+    undisturbed.sort_unstable();
+    undisturbed.get(undisturbed.len() / 2).copied().or(disturbed)
+}
+
+/// How long sleeping and reading take at most if nobody comes in between, in nanoseconds.
+const UNDISTURBED: i64 = 250_000;
+
+/// `CLOCK_MONOTONIC` minus the clock of our processor, and how long it took to find out. Who comes back from a sleep has
+/// the time of that very moment, unless somebody else gets the processor meanwhile.
+fn sample() -> Option<(i64, i64)> {
+    const SLEEP: Duration = Duration::from_micros(20);
+    let begin = now();
+    std::thread::sleep(SLEEP);
+    let back = now();
+    let scheduled = parse(&std::fs::read("/proc/thread-self/sched").ok()?)?;
+    Some((back - scheduled.at, now() - begin))
 }
 
 /// The call that a task is in: number and arguments, then stack and instruction pointer. Nothing if it runs.
@@ -104,16 +182,22 @@ fn parse_call(text: &[u8]) -> Option<Call> {
     Some(Call { number, arguments })
 }
 
-/// When the task was last put to sleep or on its processor, in nanoseconds, and how often it has gone to sleep.
-fn parse(text: &[u8]) -> Option<(i64, u64)> {
+/// The parts of `sched` that matter here.
+fn parse(text: &[u8]) -> Option<Scheduled> {
     let text = std::str::from_utf8(text).ok()?;
     let value = |name: &str| {
         let line = text.lines().find(|line| line.starts_with(name))?;
         Some(line.rsplit(':').next()?.trim())
     };
-    let (milliseconds, nanoseconds) = value("se.exec_start")?.split_once('.')?;
-    let at = milliseconds.parse::<i64>().ok()? * 1_000_000 + nanoseconds.parse::<i64>().ok()?;
-    Some((at, value("nr_voluntary_switches")?.parse().ok()?))
+    let time = |name: &str| {
+        let (milliseconds, nanoseconds) = value(name)?.split_once('.')?;
+        Some(milliseconds.parse::<i64>().ok()? * 1_000_000 + nanoseconds.parse::<i64>().ok()?)
+    };
+    Some(Scheduled {
+        at: time("se.exec_start")?,
+        ran: time("se.sum_exec_runtime")?,
+        sleeps: value("nr_voluntary_switches")?.parse().ok()?,
+    })
 }
 
 #[cfg(test)]
@@ -123,8 +207,8 @@ mod tests {
     #[test]
     fn the_scheduler_tells_when_a_task_went_to_sleep() {
         let text = b"cat (1933, #threads: 1)\n---\nse.exec_start         :        785333.070081\n\
-            nr_switches    :    7\nnr_voluntary_switches     :           5\n";
-        assert_eq!(parse(text), Some((785_333_070_081, 5)));
+            se.sum_exec_runtime  :   12.000345\nnr_switches    :    7\nnr_voluntary_switches  :  5\n";
+        assert_eq!(parse(text), Some(Scheduled { at: 785_333_070_081, ran: 12_000_345, sleeps: 5 }));
         assert_eq!(parse(b"nothing"), None);
     }
 

@@ -3,7 +3,7 @@
 use crate::sys::process;
 use crate::sys::ptrace::Registers;
 use nix::sys::socket::{getsockopt, sockopt};
-use nix::sys::time::{TimeVal, TimeValLike};
+use nix::sys::time::TimeVal;
 use std::os::fd::AsFd;
 
 /// Where a call has its time-out.
@@ -96,7 +96,7 @@ pub fn limit(pid: i32, tid: i32, call: &Call) -> Option<u64> {
     const FUTEX_COMMAND: u64 = 0x7f;
     let number = call.number.cast_signed();
     let [descriptor, flags, ..] = call.arguments;
-    if number == libc::SYS_clock_nanosleep && flags & ABSOLUTE != 0 {
+    if number == libc::SYS_clock_nanosleep && (flags & ABSOLUTE != 0 || !runs_by_itself(descriptor)) {
         return None;
     }
     if number == libc::SYS_futex && flags & FUTEX_COMMAND != 0 {
@@ -113,6 +113,19 @@ pub fn limit(pid: i32, tid: i32, call: &Call) -> Option<u64> {
         Limit::Receive => socket_limit((pid, tid), descriptor, true),
         Limit::Send => socket_limit((pid, tid), descriptor, false),
     }
+}
+
+/// Whether a clock goes on with time, and not with what a process or thread computes.
+fn runs_by_itself(clock: u64) -> bool {
+    const CLOCKS: [i32; 6] = [
+        libc::CLOCK_REALTIME,
+        libc::CLOCK_MONOTONIC,
+        libc::CLOCK_BOOTTIME,
+        libc::CLOCK_REALTIME_ALARM,
+        libc::CLOCK_BOOTTIME_ALARM,
+        libc::CLOCK_TAI,
+    ];
+    i32::try_from(clock).is_ok_and(|clock| CLOCKS.contains(&clock))
 }
 
 /// A `struct timespec` in the memory of a task, in nanoseconds.
@@ -137,5 +150,7 @@ fn socket_limit((pid, tid): (i32, i32), number: u64, receive: bool) -> Option<u6
     } else {
         getsockopt(&socket, sockopt::SendTimeout).ok()?
     };
-    u64::try_from(limit.num_microseconds()).ok()?.checked_mul(1000).filter(|&limit| limit > 0)
+    let nanoseconds =
+        limit.tv_sec().checked_mul(1_000_000_000)?.checked_add(limit.tv_usec().checked_mul(1000)?)?;
+    u64::try_from(nanoseconds).ok().filter(|&limit| limit > 0)
 }

@@ -22,7 +22,7 @@ pub mod resume;
 pub mod updated;
 
 use crate::sys::ptrace::Registers;
-use before::Before;
+use before::{Before, Clocks};
 use nix::time::{ClockId, clock_gettime};
 use vckpt_image_format::record::lightweight_process::Wait;
 
@@ -35,6 +35,15 @@ pub const RESTART_NO_HANDLER: i64 = -514;
 #[must_use]
 pub fn now() -> i64 {
     clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |time| time.tv_sec() * 1_000_000_000 + time.tv_nsec())
+}
+
+/// Whether a task has these registers because its call was ended by a stop: the kernel would tell the program `EINTR`.
+#[must_use]
+pub fn is_interrupted(registers: &Registers) -> bool {
+    let in_call = registers.orig_rax.cast_signed() >= 0;
+    // A close has happened although it was interrupted: it is never made again.
+    let close = registers.orig_rax == libc::SYS_close.cast_unsigned();
+    in_call && !close && registers.rax.cast_signed() == -i64::from(libc::EINTR)
 }
 
 /// When a task came to a stop, by `CLOCK_MONOTONIC` in nanoseconds.
@@ -55,20 +64,34 @@ impl Moments {
     }
 }
 
+/// What was seen of a task before and at its stop, and the clocks by which that is understood.
+#[derive(Debug, Clone, Copy)]
+pub struct Seen<'clocks> {
+    /// Whether its call would have ended with `EINTR` because of the stop, and was marked to be made again.
+    pub interrupted: bool,
+    /// What was seen before, if anything.
+    pub before: Option<Before>,
+    /// The clocks.
+    pub clocks: &'clocks Clocks,
+}
+
+impl Seen<'_> {
+    fn waiting_since(&self, tid: i32, number: u64, moments: Moments) -> Option<i64> {
+        self.before.and_then(|before| before.waiting_since(tid, number, moments, self.clocks))
+    }
+}
+
 /// The wait in which a task (process and thread ID) was stopped, if it has a limit of time that would be lost, and the
 /// moment at which that much was left of it.
-///
-/// `interrupted` says that the kernel would end the call with `EINTR`.
 #[must_use]
 pub fn observe(
     (pid, tid): (i32, i32),
     registers: &Registers,
-    interrupted: bool,
     moments: Moments,
-    before: Option<&Before>,
+    seen: Seen<'_>,
 ) -> Option<(Wait, i64)> {
     let restart_block = registers.rax.cast_signed() == RESTART_BLOCK;
-    if !restart_block && !interrupted {
+    if !restart_block && !seen.interrupted {
         return None;
     }
     if registers.orig_rax == libc::SYS_restart_syscall.cast_unsigned() {
@@ -89,11 +112,9 @@ pub fn observe(
     }
     // A wait that was not seen before may have begun as late as the task stood still: one that is too long can be
     // told from a busy machine by nobody, one that is too short by everybody.
-    let since = before.and_then(|before| before.waiting_since(tid, registers.orig_rax));
-    let waited = since.and_then(|since| u64::try_from(moments.asked - since).ok());
-    // What was seen before may be the same call made once earlier: then its time was up when the task stood still.
-    match waited.filter(|&waited| waited < limit) {
-        Some(waited) => Some((Wait { remaining: limit - waited, ..whole }, moments.asked)),
+    let since = seen.waiting_since(tid, registers.orig_rax, moments);
+    match since.and_then(|since| u64::try_from(moments.asked - since).ok()) {
+        Some(waited) => Some((Wait { remaining: limit.saturating_sub(waited), ..whole }, moments.asked)),
         None => Some((whole, moments.stood_still)),
     }
 }

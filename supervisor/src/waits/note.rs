@@ -33,7 +33,7 @@ impl Note {
         if self.deadline == i64::MAX {
             Wait::UNCHANGED
         } else {
-            u64::try_from(self.deadline - moment).unwrap_or(0)
+            u64::try_from(self.deadline.saturating_sub(moment)).unwrap_or(0)
         }
     }
 
@@ -62,7 +62,7 @@ impl Note {
             registers.rdi,
             registers.rsi,
         ];
-        // FNV-1a: it guards against chance, not against an enemy, who could only harm himself.
+        // FNV-1a: it guards against chance, not against an enemy, who could only make his own wait longer.
         words.iter().fold(0xcbf2_9ce4_8422_2325, |hash, word| (hash ^ word).wrapping_mul(0x0100_0000_01b3))
     }
 }

@@ -24,7 +24,6 @@ pub struct Resume {
 }
 
 const POLL_IN: u64 = 1;
-const POLL_OUT: u64 = 4;
 const DO_NOT_WAIT: u64 = libc::MSG_DONTWAIT as u64;
 
 /// How a task with these own registers goes on.
@@ -53,10 +52,12 @@ pub fn resume(
             register.set(&mut shorter, address);
             Resume { registers: shorter, bytes: Some((address, timespec(wait.remaining))) }
         }
-        Some(limit @ (Limit::Receive | Limit::Send)) => {
+        Some(Limit::Receive) if can_wait_by_poll(registers, wait) => {
             let gadgets = gadgets.filter(|gadgets| gadgets.signal_return != 0);
-            gadgets.map_or(plain, |gadgets| by_poll(registers, xstate, signal_mask, wait, limit, gadgets))
+            gadgets.map_or(plain, |gadgets| by_poll(registers, xstate, signal_mask, wait, gadgets))
         }
+        // Made again as it was, it waits its whole time anew.
+        Some(Limit::Receive | Limit::Send) => plain,
         None => plain,
     }
 }
@@ -64,7 +65,7 @@ pub fn resume(
 /// Whether a wait goes on by frames on the stack.
 #[must_use]
 pub fn needs_frames(wait: &Wait) -> bool {
-    matches!(call::place(u64::from(wait.number)), Some(Limit::Receive | Limit::Send))
+    call::place(u64::from(wait.number)) == Some(Limit::Receive)
 }
 
 /// How a task goes on whose call has returned.
@@ -108,38 +109,37 @@ fn is_restart(registers: &Registers) -> bool {
     in_call && matches!(registers.rax.cast_signed(), -512 | -513 | RESTART_NO_HANDLER | RESTART_BLOCK)
 }
 
+/// Whether the call returns with whatever comes first, which is what it then does without waiting.
+fn can_wait_by_poll(registers: &Registers, wait: &Wait) -> bool {
+    const WAIT_FOR_ALL: u64 = libc::MSG_WAITALL as u64;
+    let flags = match i64::from(wait.number) {
+        libc::SYS_recvmsg => registers.rdx,
+        libc::SYS_recvfrom => registers.r10,
+        _ => 0,
+    };
+    flags & WAIT_FOR_ALL == 0
+}
+
 /// Waits with `ppoll` and then makes the call without waiting.
-fn by_poll(
-    registers: &Registers,
-    xstate: &[u8],
-    signal_mask: u64,
-    wait: &Wait,
-    limit: Limit,
-    gadgets: Gadgets,
-) -> Resume {
+fn by_poll(registers: &Registers, xstate: &[u8], signal_mask: u64, wait: &Wait, gadgets: Gadgets) -> Resume {
     let mut call = *registers;
     call.rip = call.rip.wrapping_sub(2);
     call.rax = u64::from(wait.number);
     match i64::from(wait.number) {
-        libc::SYS_recvmsg | libc::SYS_sendmsg => call.rdx |= DO_NOT_WAIT,
+        libc::SYS_recvmsg => call.rdx |= DO_NOT_WAIT,
         libc::SYS_read => {
             call.rax = libc::SYS_recvfrom.cast_unsigned();
-            (call.r10, call.r8, call.r9) = (DO_NOT_WAIT, 0, 0);
-        }
-        libc::SYS_write => {
-            call.rax = libc::SYS_sendto.cast_unsigned();
             (call.r10, call.r8, call.r9) = (DO_NOT_WAIT, 0, 0);
         }
         _ => call.r10 |= DO_NOT_WAIT,
     }
     // struct timespec and struct pollfd above the frame.
-    let events = if limit == Limit::Receive { POLL_IN } else { POLL_OUT };
     let arguments = registers.rsp.wrapping_sub(RED_ZONE + 32) & !63;
     let frame = sigframe::single(&call, xstate, signal_mask, gadgets.signal_return, arguments);
     let mut bytes = frame.bytes;
-    bytes.resize(usize::try_from(arguments - frame.address).unwrap_or(0), 0);
+    bytes.resize(usize::try_from(arguments.wrapping_sub(frame.address)).unwrap_or(0), 0);
     bytes.extend(timespec(wait.remaining));
-    bytes.extend((registers.rdi & 0xffff_ffff | events << 32).to_le_bytes());
+    bytes.extend((registers.rdi & 0xffff_ffff | POLL_IN << 32).to_le_bytes());
     let mut poll = *registers;
     poll.rip = gadgets.call_and_return;
     poll.rax = libc::SYS_ppoll.cast_unsigned();

@@ -3,15 +3,15 @@
 //! same place.
 
 use super::RESTART_NO_HANDLER;
+use crate::sys::process;
 use crate::sys::ptrace::Registers;
-use std::fs::File;
-use std::os::unix::fs::FileExt;
+use nix::errno::Errno;
 
 /// Takes time that has passed, in nanoseconds, off the time-out of such a call.
 ///
 /// # Errors
-/// If the memory of the task can't be read or written.
-pub fn shorten(memory: &File, registers: &Registers, passed: u64) -> std::io::Result<()> {
+/// If the memory of the task can't be read or written, as the task itself could.
+pub fn shorten(tid: i32, registers: &Registers, passed: u64) -> Result<(), Errno> {
     // Units of the second word: nanoseconds of a timespec, microseconds of a timeval.
     let (address, unit) = match registers.orig_rax.cast_signed() {
         libc::SYS_ppoll => (registers.rdx, 1),
@@ -23,7 +23,9 @@ pub fn shorten(memory: &File, registers: &Registers, passed: u64) -> std::io::Re
         return Ok(());
     }
     let mut bytes = [0; 16];
-    memory.read_exact_at(&mut bytes, address)?;
+    if process::read_memory(tid, address, &mut bytes)? != bytes.len() {
+        return Err(Errno::EFAULT);
+    }
     let [seconds, parts] =
         [&bytes[..8], &bytes[8..]].map(|word| word.try_into().map_or(0, u64::from_le_bytes));
     let left = seconds
@@ -32,5 +34,5 @@ pub fn shorten(memory: &File, registers: &Registers, passed: u64) -> std::io::Re
         .saturating_sub(passed);
     let words = [left / 1_000_000_000, left % 1_000_000_000 / unit];
     let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
-    memory.write_all_at(&bytes, address)
+    process::write_memory(tid, address, &bytes)
 }

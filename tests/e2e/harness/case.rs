@@ -72,6 +72,8 @@ pub(crate) struct Case {
     asked: u32,
     commands: u32,
     done: bool,
+    /// The longest freeze that `vckpt` has told of, in milliseconds: who waits too long may have been that long away.
+    longest_freeze: f64,
     /// Control run: nothing is dumped, so a failure is one of the fixture itself.
     control: Option<i32>,
 }
@@ -92,6 +94,7 @@ impl Case {
             asked: 0,
             commands: 0,
             done: false,
+            longest_freeze: 0.0,
             control: std::env::var_os("VCKPT_TEST_CONTROL").map(|_| 0),
         })
     }
@@ -179,6 +182,12 @@ impl Case {
         let start = Instant::now();
         let (pid, files) = self.start_vckpt(arguments)?;
         let ran = self.ended(pid, files, arguments)?;
+        let words: Vec<&str> = ran.stderr.split_ascii_whitespace().collect();
+        for words in words.windows(3) {
+            if let ["frozen", time, "ms," | "ms"] = words {
+                self.longest_freeze = self.longest_freeze.max(time.parse().unwrap_or(0.0));
+            }
+        }
         Ok(Ran { took: start.elapsed(), ..ran })
     }
 
@@ -284,7 +293,11 @@ impl Case {
             fs::read_to_string(&answer).ok()
         })
         .map_err(|stop| self.with_outputs(stop))?;
-        ensure!(answer == "ok", "the program says, verification {number}: {answer}");
+        let longest = self.longest_freeze;
+        ensure!(
+            answer == "ok",
+            "the program says, verification {number} (longest freeze {longest} ms): {answer}"
+        );
         Ok(())
     }
 

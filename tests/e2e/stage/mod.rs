@@ -7,6 +7,8 @@
 
 pub(crate) mod facts;
 pub(crate) mod kernel;
+pub(crate) mod memory;
+pub(crate) mod shared;
 
 use std::fs;
 use std::path::PathBuf;

@@ -12,21 +12,28 @@
 //! At the restore every description is made once, by this program, and sent to all tables that have it
 //! ([`place`]).
 
+pub mod bpf;
 pub mod epoll;
 pub mod event;
+pub mod fanotify;
 pub mod file;
 pub mod holders;
+pub mod inotify;
 pub mod internet;
+pub mod message_queue;
+pub mod namespace;
 pub mod observe;
 pub mod opened;
 pub mod pipe;
 pub mod place;
+pub mod process;
 pub mod restore;
 pub mod signal;
 pub mod socket;
 pub mod terminal;
 pub mod timer;
 pub mod unix;
+pub mod watched;
 
 use crate::error::{Error, Result, code};
 use crate::plan::{Plan, Stage};
@@ -52,6 +59,20 @@ pub struct DescriptorKind {
 
 /// All kinds of descriptors; the first that claims a description has it.
 pub const DESCRIPTOR_KINDS: &[DescriptorKind] = &[
+    // Before files: also one that was opened with `O_PATH` has no path.
+    DescriptorKind {
+        name: "namespace",
+        claims: namespace::claims,
+        observe: namespace::observe,
+        plan: namespace::plan,
+    },
+    // Before files: its name looks like a path.
+    DescriptorKind {
+        name: "message_queue",
+        claims: message_queue::claims,
+        observe: message_queue::observe::observe,
+        plan: message_queue::restore::plan,
+    },
     DescriptorKind {
         name: "file",
         claims: file::claims,
@@ -64,6 +85,13 @@ pub const DESCRIPTOR_KINDS: &[DescriptorKind] = &[
         observe: pipe::observe::observe,
         plan: pipe::restore::plan,
     },
+    DescriptorKind {
+        name: "process",
+        claims: process::claims,
+        observe: process::observe,
+        plan: process::plan,
+    },
+    DescriptorKind { name: "bpf", claims: bpf::claims, observe: bpf::observe, plan: bpf::plan },
     DescriptorKind { name: "event", claims: event::claims, observe: event::observe, plan: event::plan },
     DescriptorKind { name: "signal", claims: signal::claims, observe: signal::observe, plan: signal::plan },
     DescriptorKind { name: "timer", claims: timer::claims, observe: timer::observe, plan: timer::plan },
@@ -86,6 +114,18 @@ pub const DESCRIPTOR_KINDS: &[DescriptorKind] = &[
         plan: internet::restore::plan,
     },
     DescriptorKind {
+        name: "inotify",
+        claims: inotify::claims,
+        observe: inotify::observe::observe,
+        plan: inotify::restore::plan,
+    },
+    DescriptorKind {
+        name: "fanotify",
+        claims: fanotify::claims,
+        observe: fanotify::observe::observe,
+        plan: fanotify::restore::plan,
+    },
+    DescriptorKind {
         name: "terminal",
         claims: terminal::claims,
         observe: terminal::observe::observe,
@@ -103,6 +143,7 @@ pub fn plan(image: &Image, plan: &mut Plan) -> Result<()> {
     }
     place::plan(image, plan)?;
     epoll::restore::plan_targets(image, plan)?;
+    epoll::restore::plan_quiet(image, plan)?;
     plan.action(Stage::Memory, restore::CloseCopies);
     Ok(())
 }

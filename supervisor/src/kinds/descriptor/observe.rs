@@ -2,6 +2,7 @@
 
 use super::DESCRIPTOR_KINDS;
 use super::opened::{Holder, Opened, Walk};
+use super::{message_queue, terminal};
 use crate::error::{Problems, Result, code};
 use crate::frozen::{Frozen, FrozenProcess};
 use crate::kinds::file_lock;
@@ -61,6 +62,15 @@ pub fn observe(frozen: &mut Frozen, records: &mut Records) -> Result<()> {
         }
     }
     problems.take(file_lock::observe::observe(&walk, &locks, records));
+    drop(walk);
+    for mut pair in std::mem::take(&mut records.pairs) {
+        problems.take(terminal::pair::queue::observe(frozen, &mut pair));
+        records.push(pair.record);
+    }
+    for mut queue in std::mem::take(&mut records.queues) {
+        problems.take(message_queue::messages::observe(frozen, &mut queue));
+        records.push(queue.record);
+    }
     problems.finish()
 }
 
@@ -71,6 +81,11 @@ fn unknown(opened: &Opened) -> Box<crate::error::Error> {
         libc::S_IFCHR => format!("a character device that can't be kept ({major}:{minor})"),
         libc::S_IFBLK => format!("a block device ({major}:{minor})"),
         libc::S_IFSOCK => "a socket of a family that is not supported yet".to_owned(),
+        _ if opened.is_anonymous("userfaultfd") => {
+            "a userfaultfd, whose registered memory can't be kept".to_owned()
+        }
+        _ if opened.is_anonymous("io_uring") => "an io_uring, whose requests can't be kept".to_owned(),
+        _ if opened.is_anonymous("perf_event") => "a performance counter".to_owned(),
         _ => "a descriptor of a kind that is not supported yet".to_owned(),
     };
     opened.refuse(code::DESCRIPTOR_KIND, what)

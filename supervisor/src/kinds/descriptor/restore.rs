@@ -5,7 +5,7 @@ use crate::plan::Action;
 use crate::restoring::Restoring;
 use crate::sys::file;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use vckpt_image_format::TaskId;
 use vckpt_image_format::record::description::{Description, Owner};
 
@@ -79,9 +79,18 @@ pub fn open(path: &Path, flags: u32) -> std::result::Result<OwnedFd, rustix::io:
 /// # Errors
 /// What `open(2)` says.
 pub fn open_again(file: BorrowedFd<'_>, flags: u32) -> std::result::Result<OwnedFd, rustix::io::Errno> {
+    // `O_TMPFILE` has the bit of `O_DIRECTORY`, which is harmless only if it is alone.
+    let temporary =
+        if flags.cast_signed() & libc::O_TMPFILE == libc::O_TMPFILE { libc::O_TMPFILE } else { 0 };
+    let not_wanted = (temporary | libc::O_NOFOLLOW).cast_unsigned();
+    open(&by_descriptor(file), flags & !not_wanted)
+}
+
+/// A path that leads to what a descriptor of ours leads to, also if that has no name.
+#[must_use]
+pub fn by_descriptor(file: BorrowedFd<'_>) -> PathBuf {
     use std::os::fd::AsRawFd;
-    let not_wanted = (libc::O_TMPFILE | libc::O_NOFOLLOW).cast_unsigned();
-    open(Path::new(&format!("/proc/self/fd/{}", file.as_raw_fd())), flags & !not_wanted)
+    PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }
 
 /// Closes this program's copies of the descriptions, when all tables have theirs.

@@ -21,18 +21,25 @@ pub fn nothing(_frozen: &mut Frozen, _records: &mut Records) -> Result<()> {
 /// every descriptor of their description.
 ///
 /// # Errors
-/// Leases.
+/// Leases that are being broken.
 pub fn observe(walk: &Walk<'_>, seen: &[SeenLock], records: &mut Records) -> Result<()> {
     let mut problems = Problems::new();
     let mut known = HashSet::new();
     for lock in seen {
         let Some(opened) = walk.find(lock.holder.process, lock.holder.number) else { continue };
-        let LockLine { sort, exclusive, start, end } = lock.line;
+        let LockLine { sort, exclusive, breaking, start, end } = lock.line;
         let Some(process) = walk.frozen.processes.get(lock.holder.process) else { continue };
         let (holder, is_new) = match sort {
-            LockSort::Lease => {
-                problems.push(opened.refuse(code::DESCRIPTOR_KIND, "a lease on a file"));
+            LockSort::Lease if breaking => {
+                problems.push(
+                    opened
+                        .refuse(code::DESCRIPTOR_KIND, "a lease on a file that is being broken")
+                        .hint("somebody waits for the file: try again when the program has given it up"),
+                );
                 continue;
+            }
+            LockSort::Lease => {
+                (Holder::Lease(process.id), known.insert((lock.description.0.into(), (0, 0), 3, start, end)))
             }
             LockSort::Posix => {
                 if !fits(opened, exclusive) {

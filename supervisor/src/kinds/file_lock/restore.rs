@@ -23,7 +23,7 @@ pub fn plan(image: &Image, plan: &mut Plan) -> Result<()> {
     }
     let tables = tables(image)?;
     for lock in locks {
-        let Holder::Process(task) = lock.holder else {
+        let (Holder::Process(task) | Holder::Lease(task)) = lock.holder else {
             plan.action(Stage::Descriptors, TakeLock(lock));
             continue;
         };
@@ -90,6 +90,11 @@ impl Action for TakeProcessLock {
         let (start, length) = range(&self.lock);
         let sort = if self.lock.exclusive { libc::F_WRLCK } else { libc::F_RDLCK };
         let mut batch = Batch::new();
+        if let Holder::Lease(_) = self.lock.holder {
+            let arguments = [self.number.into(), libc::F_SETLEASE.into(), sort.into()];
+            batch.must("taking a lease", libc::SYS_fcntl, arguments);
+            return restoring.run(self.task, &batch).map(drop).map_err(|error| failed(&self.lock, &error));
+        }
         // struct flock: type and whence in the first word, then start, length, pid.
         let words = [u64::from(sort.cast_unsigned()), start.cast_unsigned(), length.cast_unsigned(), 0];
         let lock = batch.words(&words);

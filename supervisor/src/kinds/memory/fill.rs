@@ -1,7 +1,10 @@
 //! Filling memory and files from the page sections of an image.
 
-use crate::error::{Error, Result, Subject, code};
+use crate::error::{Error, Result, code};
+use crate::sys::shared_memory::Window;
+use std::collections::HashMap;
 use std::fs::File;
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use vckpt_image_format::reader::Image;
 use vckpt_image_format::record::mmap_memory::{MmapMemory, PageOwner, PageRun, PageSource};
@@ -9,13 +12,16 @@ use vckpt_image_format::record::mmap_memory::{MmapMemory, PageOwner, PageRun, Pa
 const PAGE: u64 = 4096;
 const CHUNK: usize = 1024 * 1024;
 
-/// The runs of an owner, in order.
+/// The runs of every owner, in order.
 ///
 /// # Errors
 /// [`code::IMAGE_BAD`].
-pub fn runs(image: &Image, owner: PageOwner) -> Result<Vec<PageRun>> {
-    let records = crate::image::all::<MmapMemory>(image)?;
-    Ok(records.into_iter().filter(|record| record.owner == owner).flat_map(|record| record.runs).collect())
+pub fn runs(image: &Image) -> Result<HashMap<PageOwner, Vec<PageRun>>> {
+    let mut runs: HashMap<PageOwner, Vec<PageRun>> = HashMap::new();
+    for record in crate::image::all::<MmapMemory>(image)? {
+        runs.entry(record.owner).or_default().extend(record.runs);
+    }
+    Ok(runs)
 }
 
 /// Offset in the image of a stored run.
@@ -29,30 +35,49 @@ pub fn offset(image: &Image, section: u32, page: u64) -> Result<u64> {
     Ok(found.offset + page * PAGE)
 }
 
+/// Reads the stored pages into a window.
+///
+/// # Errors
+/// [`code::IMAGE_OPEN`] if the image can't be read.
+pub fn window(image: &Image, runs: &[PageRun], window: &Window) -> Result<()> {
+    for run in runs {
+        let PageSource::Stored { section, page } = run.source else { continue };
+        let from = offset(image, section, page)?;
+        let length = run.count.saturating_mul(PAGE);
+        let mut done = 0;
+        while done < length {
+            let read = window.read(image.file().as_fd(), from + done, run.address + done, length - done);
+            let read = read.map_err(|errno| Error::system(code::IMAGE_OPEN, "reading the image", errno))?;
+            if read == 0 {
+                return Err(Error::new(code::IMAGE_OPEN, "the image ended while it was read"));
+            }
+            done += read as u64;
+        }
+    }
+    Ok(())
+}
+
 /// Writes the content of a file of this size: its stored pages; the rest stays a hole.
 ///
 /// # Errors
 /// [`code::MEMORY_ACCESS`] if the file can't be written, [`code::IMAGE_OPEN`] if the image can't be read.
-pub fn file(image: &Image, owner: PageOwner, file: &File, size: u64) -> Result<()> {
-    let mut buffer = vec![0; CHUNK];
-    for run in runs(image, owner)? {
+pub fn file(image: &Image, runs: &[PageRun], file: &File, size: u64) -> Result<()> {
+    let mut buffer = Vec::new();
+    for run in runs {
         let PageSource::Stored { section, page } = run.source else { continue };
         let from = offset(image, section, page)?;
+        // The last page may go beyond the end of the file.
+        let length = run.count.saturating_mul(PAGE).min(size.saturating_sub(run.address));
         let mut done = 0;
-        let length = run.count * PAGE;
         while done < length {
             let count = usize::try_from(length - done).unwrap_or(CHUNK).min(CHUNK);
-            let bytes = buffer.get_mut(..count).unwrap_or_default();
+            buffer.resize(count, 0);
             image
                 .file()
-                .read_exact_at(bytes, from + done)
+                .read_exact_at(&mut buffer, from + done)
                 .map_err(|error| Error::system(code::IMAGE_OPEN, "reading the image", error))?;
-            let at = run.address + done;
-            // The last page may go beyond the end of the file.
-            let inside = usize::try_from(size.saturating_sub(at)).unwrap_or(CHUNK).min(count);
-            file.write_all_at(bytes.get(..inside).unwrap_or_default(), at).map_err(|error| {
+            file.write_all_at(&buffer, run.address + done).map_err(|error| {
                 Error::system(code::MEMORY_ACCESS, "writing the content of a file", error)
-                    .about(Subject::default())
             })?;
             done += count as u64;
         }

@@ -3,17 +3,16 @@
 use super::{observe, sharing};
 use crate::error::{Error, Result, code};
 use crate::frozen::FrozenProcess;
-use crate::proc::maps::MapLine;
 use crate::proc::read;
-use crate::records::{FoundRun, MemoryContent, Records, RunContent};
-use crate::sys::pagemap::{self, Query};
+use crate::records::{FoundRun, MemoryContent, RunContent};
+use crate::sys::pagemap::{self, Query, Region};
+use nix::errno::Errno;
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
+use vckpt_image_format::MemoryId;
 use vckpt_image_format::record::mmap_memory::PageOwner;
-use vckpt_image_format::record::process_map::{Mapping, Source};
-use vckpt_image_format::record::shared_segment::{Origin, SharedSegment};
-use vckpt_image_format::{MemoryId, SegmentId};
+use vckpt_image_format::record::process_map::{Mapping, Source, flag};
 
 const PAGE: u64 = 4096;
 /// Pages compared at a time.
@@ -22,7 +21,7 @@ const CHUNK: usize = 512;
 /// The pages of a process that are to be stored; `parent` is its parent in the tree with its mappings.
 ///
 /// # Errors
-/// [`code::HOST_FEATURE`] without `PAGEMAP_SCAN`; [`code::PROC`].
+/// [`code::PROC`].
 pub fn find(
     process: &FrozenProcess,
     mappings: &[Mapping],
@@ -30,27 +29,9 @@ pub fn find(
 ) -> Result<MemoryContent> {
     let pagemap = open(process.view)?;
     let mut runs = Vec::new();
-    for mapping in mappings.iter().filter(|mapping| observe::stores_pages(mapping)) {
-        let (query, content) = match mapping.source {
-            // The zero page is what a page is without being stored.
-            Source::Anonymous => (
-                Query { any_of: pagemap::PRESENT | pagemap::SWAPPED, none_of: pagemap::ZERO },
-                RunContent::Anonymous,
-            ),
-            // A page of the file itself is not stored, only what was written over it.
-            Source::File { .. } | Source::Segment { .. } | Source::Kernel { .. } => (
-                Query { any_of: pagemap::PRESENT | pagemap::SWAPPED, none_of: pagemap::FILE },
-                RunContent::OverFile,
-            ),
-        };
-        pagemap::scan(pagemap.as_fd(), mapping.start, mapping.end, query, |start, end| {
-            runs.push(FoundRun { start, end, content });
-        })
-        .map_err(|errno| {
-            Error::system(code::HOST_FEATURE, "finding pages (PAGEMAP_SCAN)", errno)
-                .hint("Linux 6.7 or later is needed")
-                .about(process.subject())
-        })?;
+    for mapping in mappings {
+        scan(&pagemap, mapping, &mut runs)
+            .map_err(|errno| Error::system(code::PROC, "finding pages", errno).about(process.subject()))?;
     }
     if let Some((parent, parent_mappings)) = parent {
         let ranges = sharing::common_ranges(parent_mappings, mappings);
@@ -63,6 +44,38 @@ pub fn find(
         base: 0,
         runs,
     })
+}
+
+/// Adds the pages of a mapping that are to be stored, and its guard regions.
+fn scan(pagemap: &File, mapping: &Mapping, runs: &mut Vec<FoundRun>) -> std::result::Result<(), Errno> {
+    let stored = observe::stores_pages(mapping);
+    let (mut query, content) = match mapping.source {
+        _ if !stored && mapping.flags & flag::GUARDS == 0 => return Ok(()),
+        _ if !stored => (Query { any_of: 0, none_of: 0 }, RunContent::Guard),
+        // The zero page is what a page is without being stored.
+        Source::Anonymous => (
+            Query { any_of: pagemap::PRESENT | pagemap::SWAPPED, none_of: pagemap::ZERO },
+            RunContent::Anonymous,
+        ),
+        // A page of the file itself is not stored, only what was written over it.
+        Source::File { .. } | Source::Segment { .. } | Source::Kernel { .. } | Source::Ring(_) => (
+            Query { any_of: pagemap::PRESENT | pagemap::SWAPPED, none_of: pagemap::FILE },
+            RunContent::OverFile,
+        ),
+    };
+    let without_guards = query;
+    query.any_of |= pagemap::GUARD;
+    let mut found = |Region { start, end, categories }| {
+        let content = if categories & pagemap::GUARD != 0 { RunContent::Guard } else { content };
+        runs.push(FoundRun { start, end, content });
+    };
+    match pagemap::scan(pagemap.as_fd(), mapping.start, mapping.end, query, &mut found) {
+        // The kernel does not know the category, which is none that it can tell then.
+        Err(Errno::EINVAL) => {
+            pagemap::scan(pagemap.as_fd(), mapping.start, mapping.end, without_guards, &mut found)
+        }
+        result => result,
+    }
 }
 
 fn open(pid: i32) -> Result<File> {
@@ -84,6 +97,10 @@ fn shared_with_parent(
     let parent_pagemap = open(parent.view)?;
     let mut marked: Vec<FoundRun> = Vec::with_capacity(runs.len());
     for run in runs {
+        if run.content == RunContent::Guard {
+            marked.push(run);
+            continue;
+        }
         let mut position = run.start;
         for &(start, end) in ranges.iter().filter(|&&(start, end)| start < run.end && end > run.start) {
             let (start, end) = (start.max(run.start), end.min(run.end));
@@ -162,30 +179,4 @@ fn equal_pages(process: &FrozenProcess, parent: &FrozenProcess, start: u64, pare
         && parent.memory.read_exact_at(&mut other, start).is_ok();
     let pages = own.chunks_exact(4096).zip(other.chunks_exact(4096)).zip(parents);
     pages.map(|((own, other), &entry)| readable && entry >> 62 != 0 && own == other).collect()
-}
-
-/// A segment whose file can't be opened: its pages are read through the mapping.
-pub fn segment_by_memory(
-    process: &FrozenProcess,
-    id: SegmentId,
-    line: &MapLine,
-    origin: Origin,
-    records: &mut Records,
-) {
-    let size = line.offset + (line.end - line.start);
-    records.push(SharedSegment { id, size, origin });
-    if line.offset != 0 {
-        records
-            .degraded
-            .push(format!("the first {} bytes of a shared segment could not be read", line.offset));
-    }
-    if let Ok(memory) = reopen(process) {
-        records.memories.push(MemoryContent {
-            owner: PageOwner::Segment(id),
-            pid: process.view,
-            memory,
-            base: line.start - line.offset,
-            runs: vec![FoundRun { start: line.start, end: line.end, content: RunContent::Anonymous }],
-        });
-    }
 }

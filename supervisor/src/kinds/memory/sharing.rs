@@ -28,7 +28,13 @@ fn compatible(parent: &Mapping, child: &Mapping) -> bool {
     {
         return false;
     }
-    if (parent.flags ^ child.flags) & flag::GROWS_DOWN != 0 {
+    // These are not inherited, or set anew.
+    const FREE: u32 = flag::LOCKED | flag::LOCKED_ON_FAULT | flag::ACCOUNTED | flag::SEALED | flag::GUARDS;
+    if (parent.flags ^ child.flags) & !FREE != 0 || parent.policy != child.policy {
+        return false;
+    }
+    // A page of hugetlbfs is not found by its frame.
+    if parent.huge_page != 0 || child.huge_page != 0 {
         return false;
     }
     match (&parent.source, &child.source) {
@@ -45,7 +51,18 @@ mod tests {
     use super::*;
 
     fn anonymous(start: u64, end: u64, flags: u32) -> Mapping {
-        Mapping { start, end, protection: 3, shared: false, flags, source: Source::Anonymous, name: None }
+        Mapping {
+            start,
+            end,
+            protection: 3,
+            shared: false,
+            flags,
+            source: Source::Anonymous,
+            name: None,
+            protection_key: 0,
+            policy: None,
+            huge_page: 0,
+        }
     }
 
     #[test]

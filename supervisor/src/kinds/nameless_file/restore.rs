@@ -1,25 +1,24 @@
 //! Making nameless files again.
 
+use super::place::Parents;
+use super::{node, place};
 use crate::error::{Error, Result, Subject, code};
 use crate::kinds::descriptor::all;
 use crate::kinds::descriptor::restore::open_again;
+use crate::kinds::memory::fill;
+use crate::kinds::memory::mapped_file::is_there;
 use crate::plan::{Action, Plan, Stage};
 use crate::restoring::Restoring;
 use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, Timespec, Timestamps, Uid};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use vckpt_image_format::record::file::Target;
-use vckpt_image_format::record::mmap_memory::{MmapMemory, PageOwner, PageRun, PageSource};
-use vckpt_image_format::record::nameless_file::NamelessFile;
-use vckpt_image_format::record::process_map::{ProcessMap, Source};
+use vckpt_image_format::record::mmap_memory::{PageOwner, PageRun};
+use vckpt_image_format::record::nameless_file::{NamelessFile, Sort};
+use vckpt_image_format::record::process_map::{MappedFile, ProcessMap, Source};
 use vckpt_image_format::{Image, NamelessFileId, record};
-
-/// Bytes that are copied at once.
-const PORTION: u64 = 1 << 20;
-const PAGE: u64 = 4096;
 
 /// Adds a step for each nameless file.
 ///
@@ -30,26 +29,40 @@ pub fn plan(image: &Image, plan: &mut Plan) -> Result<()> {
     if files.is_empty() {
         return Ok(());
     }
-    let memory = all::<MmapMemory>(image)?;
-    let written = written(image)?;
+    let mut all_runs = fill::runs(image)?;
+    let maps = all::<ProcessMap>(image)?;
+    let written = written(image, &maps)?;
+    let mut embedded = embedded(&maps);
     for file in files {
-        let mine = memory.iter().filter(|memory| memory.owner == PageOwner::NamelessFile(file.id));
-        let runs = mine.flat_map(|memory| memory.runs.iter().copied()).collect();
+        let runs = all_runs.remove(&PageOwner::NamelessFile(file.id)).unwrap_or_default();
         let stays_writable = written.contains(&file.id);
-        plan.action(Stage::SharedObjects, MakeNamelessFile { file, runs, stays_writable });
+        let embedded = embedded.remove(&file.id);
+        plan.action(Stage::SharedObjects, MakeNamelessFile { file, runs, stays_writable, embedded });
     }
     Ok(())
 }
 
+/// All files that are mapped, and the programs.
+fn mapped(maps: &[ProcessMap]) -> impl Iterator<Item = &MappedFile> {
+    maps.iter().flat_map(|map| {
+        let mapped = map.mappings.iter().filter_map(|mapping| match &mapping.source {
+            Source::File { file, .. } => Some(file),
+            Source::Anonymous | Source::Segment { .. } | Source::Kernel { .. } | Source::Ring(_) => None,
+        });
+        mapped.chain(map.layout.iter().map(|layout| &layout.executable))
+    })
+}
+
+/// The files that are only needed where they are not.
+fn embedded(maps: &[ProcessMap]) -> HashMap<NamelessFileId, MappedFile> {
+    let embedded = mapped(maps).filter(|file| file.embedded);
+    embedded.filter_map(|file| Some((file.nameless?, file.clone()))).collect()
+}
+
 /// The files that must stay open for writing: for a mapping, or because the description that made one is in use.
-fn written(image: &Image) -> Result<HashSet<NamelessFileId>> {
-    let mut written = HashSet::new();
-    for map in all::<ProcessMap>(image)? {
-        written.extend(map.mappings.iter().filter_map(|mapping| match &mapping.source {
-            Source::File { file, .. } if file.writable => file.nameless,
-            Source::File { .. } | Source::Anonymous | Source::Segment { .. } | Source::Kernel { .. } => None,
-        }));
-    }
+fn written(image: &Image, maps: &[ProcessMap]) -> Result<HashSet<NamelessFileId>> {
+    let mut written: HashSet<NamelessFileId> =
+        mapped(maps).filter(|file| file.writable).filter_map(|file| file.nameless).collect();
     for file in all::<record::file::File>(image)? {
         if let Target::Nameless(id) = file.target
             && file.description.flags.cast_signed() & libc::O_TMPFILE == libc::O_TMPFILE
@@ -66,10 +79,21 @@ struct MakeNamelessFile {
     file: NamelessFile,
     runs: Vec<PageRun>,
     stays_writable: bool,
+    /// What it is like where it is there: then it is not made.
+    embedded: Option<MappedFile>,
 }
 
 impl Action for MakeNamelessFile {
     fn act(&self, restoring: &mut Restoring<'_>) -> Result<()> {
+        if let Some(file) = &self.embedded {
+            if is_there(&restoring.path(file.path.as_path()), file) {
+                return Ok(());
+            }
+            let path = &self.file.path;
+            restoring
+                .degraded
+                .push(format!("{path}: it is not there as it was; what it had comes from the image"));
+        }
         let made = self.make(restoring).map_err(|error| error.about(Subject::path(&self.file.path)))?;
         restoring.nameless_files.insert(self.file.id, made);
         Ok(())
@@ -79,23 +103,18 @@ impl Action for MakeNamelessFile {
 impl MakeNamelessFile {
     fn make(&self, restoring: &mut Restoring<'_>) -> Result<OwnedFd> {
         let path = restoring.path(self.file.path.as_path());
-        let wanted = path.parent().unwrap_or(Path::new("/"));
-        let directory = wanted.ancestors().find(|directory| directory.is_dir()).unwrap_or(Path::new("/"));
-        if directory != wanted {
-            restoring.degraded.push(format!(
-                "{}: its directory is gone; the file was made in {}",
-                self.file.path,
-                directory.display()
-            ));
+        if self.file.sort != Sort::Regular {
+            return node::make(&path, &self.file);
         }
-        let made = make_nameless(directory).map_err(|errno| {
-            failed("making a file without a name", errno).about(Subject::path(directory.display()))
+        let wanted = path.parent().unwrap_or(Path::new("/"));
+        let parents = Parents::make(wanted);
+        let made = self.make_somewhere(wanted, restoring).map_err(|errno| {
+            failed("making a file without a name", errno).about(Subject::path(wanted.display()))
         })?;
+        drop(parents);
         let file = File::from(made);
         file.set_len(self.file.size).map_err(|error| failed("setting the size of a file", error))?;
-        for run in &self.runs {
-            fill(restoring.image, run, &file, self.file.size)?;
-        }
+        fill::file(restoring.image, &self.runs, &file, self.file.size)?;
         self.dress(&file).map_err(|errno| failed("setting owner, mode and time of a file", errno))?;
         if self.stays_writable {
             return Ok(file.into());
@@ -103,6 +122,28 @@ impl MakeNamelessFile {
         // A program can't be run from a file that anybody has open for writing.
         open_again(file.as_fd(), libc::O_RDONLY.cast_unsigned())
             .map_err(|errno| failed("opening a file that was made again", errno))
+    }
+
+    /// Where it was, or in the folder for temporary files if that may not be written.
+    fn make_somewhere(
+        &self,
+        directory: &Path,
+        restoring: &mut Restoring<'_>,
+    ) -> std::result::Result<OwnedFd, rustix::io::Errno> {
+        use rustix::io::Errno;
+        match make_nameless(directory) {
+            Err(Errno::ACCESS | Errno::PERM | Errno::ROFS | Errno::NOENT | Errno::NOTDIR) => {
+                let other = restoring.path(&std::env::temp_dir());
+                let made = make_nameless(&other)?;
+                restoring.degraded.push(format!(
+                    "{}: its directory may not be written; the file was made in {}",
+                    self.file.path,
+                    other.display()
+                ));
+                Ok(made)
+            }
+            made => made,
+        }
     }
 
     /// Owner, permissions, time: after the content, whose writing changes them.
@@ -129,42 +170,11 @@ fn make_nameless(directory: &Path) -> std::result::Result<OwnedFd, rustix::io::E
         Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::ISDIR | rustix::io::Errno::INVAL) => {}
         other => return other,
     }
-    for attempt in 0..100 {
-        let name: PathBuf = directory.join(format!(".vckpt-{}-{attempt}", std::process::id()));
-        match rustix::fs::open(&name, flags | OFlags::CREATE | OFlags::EXCL, mode) {
-            Err(rustix::io::Errno::EXIST) => {}
-            Err(errno) => return Err(errno),
-            Ok(file) => {
-                rustix::fs::unlinkat(CWD, &name, AtFlags::empty())?;
-                return Ok(file);
-            }
-        }
-    }
-    Err(rustix::io::Errno::EXIST)
-}
-
-/// Copies a run of pages from the image; what reaches over the end of the file is left out.
-fn fill(image: &Image, run: &PageRun, file: &File, size: u64) -> Result<()> {
-    let PageSource::Stored { section, page } = run.source else { return Ok(()) };
-    let missing = || Error::new(code::IMAGE_BAD, "a page section that a file needs is missing");
-    let section = image.page_section(section).ok_or_else(missing)?;
-    let source =
-        page.checked_mul(PAGE).and_then(|offset| section.offset.checked_add(offset)).ok_or_else(missing)?;
-    let length = run.count.saturating_mul(PAGE).min(size.saturating_sub(run.address));
-    let mut buffer = vec![0; usize::try_from(length.min(PORTION)).unwrap_or_default()];
-    let mut done = 0;
-    while done < length {
-        let count = usize::try_from((length - done).min(PORTION)).unwrap_or_default();
-        let bytes = &mut buffer[..count];
-        image
-            .file()
-            .read_exact_at(bytes, source + done)
-            .map_err(|error| Error::system(code::IMAGE_BAD, "reading pages from the image", error))?;
-        file.write_all_at(bytes, run.address + done)
-            .map_err(|error| failed("writing the content of a file without a name", error))?;
-        done += count as u64;
-    }
-    Ok(())
+    let (file, name) = place::new_name(directory, None, |name| {
+        rustix::fs::open(name, flags | OFlags::CREATE | OFlags::EXCL, mode)
+    })?;
+    rustix::fs::unlinkat(CWD, &name, AtFlags::empty())?;
+    Ok(file)
 }
 
 fn failed(what: &str, errno: impl Into<std::io::Error>) -> Box<Error> {

@@ -3,6 +3,7 @@
 use super::groups::Leaderless;
 use super::sessions::Adoption;
 use crate::error::{Error, Result, Subject, code};
+use crate::kinds::descriptor::terminal::pair::restore::take_controlling;
 use crate::kinds::memory::build::{self, MemoryPlan};
 use crate::plan::Action;
 use crate::restoring::Restoring;
@@ -107,6 +108,7 @@ impl Action for MakeProcesses {
                     format!("process {} had dumped core, which waiting for it does not tell", birth.id());
                 restoring.degraded.push(line);
             }
+            restoring.zombies.insert(birth.id(), puppet.tid);
             if let (Some(parent), signal @ 1..) = (birth.parent, birth.exit_signal) {
                 take_signal(restoring, parent, signal)?;
             }
@@ -168,6 +170,8 @@ impl MakeProcesses {
         }
         if birth.founds_session {
             restoring.run(birth.id(), &found_session())?;
+            // Before the children are made, which inherit it.
+            take_controlling(restoring, birth.id())?;
         }
         for child in children().filter(|child| !child.before_parents_session) {
             spawn(restoring, child)?;

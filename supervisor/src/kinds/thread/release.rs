@@ -4,7 +4,9 @@ use super::wait;
 use crate::error::{Error, Result, Subject, code};
 use crate::plan::Action;
 use crate::restoring::Restoring;
+use crate::stub::puppet::Puppet;
 use crate::sys::ptrace::{self, Registers};
+use crate::tracee::gadgets;
 use crate::tracee::sigframe::Gadgets;
 use crate::waits::resume;
 use std::collections::BTreeMap;
@@ -76,14 +78,18 @@ impl Action for Release {
             let mask = self.masks.get(&thread.id).copied().unwrap_or(0);
             let resume = match ended.get(&thread.id) {
                 Some(&result) => resume::with_result(&home, result),
-                None => resume::resume(&home, &thread.xstate, mask, thread.wait.as_ref(), gadgets(thread)),
+                None => {
+                    let gadgets = gadgets(thread, puppet);
+                    resume::resume(&home, &thread.xstate, mask, thread.wait.as_ref(), gadgets)
+                }
             };
-            if let Some((address, bytes)) = &resume.bytes {
-                puppet.write(*address, bytes)?;
-            }
+            let written = resume.bytes.as_ref().map(|(address, bytes)| puppet.write(*address, bytes));
+            // Without room below its stack the thread waits its time anew.
+            let registers =
+                if written.is_some_and(|written| written.is_err()) { home } else { resume.registers };
             let stopped = puppet.stopped()?;
             stopped.set_xstate(&thread.xstate)?;
-            stopped.set_registers(&resume.registers)?;
+            stopped.set_registers(&registers)?;
             stopped.set_signal_mask(mask)?;
         }
         restoring.release()
@@ -145,10 +151,12 @@ fn registers(thread: &LightweightProcess) -> Result<Registers> {
     Ok(registers)
 }
 
-/// The instructions that the dump found in the program, which are where they were.
-fn gadgets(thread: &LightweightProcess) -> Option<Gadgets> {
+/// The instructions that the dump found in the program, if they are where they were: not in another kernel's vdso.
+fn gadgets(thread: &LightweightProcess, puppet: &Puppet) -> Option<Gadgets> {
     let (call_and_return, signal_return) = thread.instructions?;
-    Some(Gadgets { call_and_return, signal_return })
+    let found = Gadgets { call_and_return, signal_return };
+    let waits = thread.wait.as_ref().is_some_and(resume::needs_frames);
+    (waits && gadgets::are_there(found, &puppet.memory().ok()?)).then_some(found)
 }
 
 /// Unmaps all areas of a memory, by a call of one of its threads from the vdso.

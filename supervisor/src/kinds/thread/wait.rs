@@ -34,7 +34,8 @@ pub fn restart(
     registers.orig_rax = u64::MAX;
     match i64::from(wait.number) {
         // The arguments are those of the program, and in its memory.
-        libc::SYS_poll | libc::SYS_futex if wait.is_unchanged() => {}
+        libc::SYS_poll | libc::SYS_futex | libc::SYS_nanosleep | libc::SYS_clock_nanosleep
+            if wait.is_unchanged() => {}
         libc::SYS_nanosleep => registers.rdi = scratch,
         libc::SYS_clock_nanosleep => registers.rdx = scratch,
         libc::SYS_poll => registers.rdx = wait.remaining.div_ceil(1_000_000),

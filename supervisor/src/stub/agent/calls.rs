@@ -80,7 +80,9 @@ pub(super) fn run_to_calls(agents: &mut [(&mut Agent, Registers)]) -> Vec<Result
     let begun: Vec<Result<()>> = agents
         .iter_mut()
         .map(|(agent, registers)| {
+            agent.away = true;
             agent.step(|_, stopped| {
+                // The mask second: with its own registers and every signal blocked the thread would not go home.
                 stopped.set_registers(registers)?;
                 stopped.set_signal_mask(u64::MAX)?;
                 Ok(TaskState::Running(stopped.resume_to_call()?))

@@ -1,7 +1,7 @@
 //! Putting stubs into threads, into many at the same time.
 
 use super::calls::{RemoteCall, run_to_calls};
-use super::{Agent, Injected, read_exact, write_exact};
+use super::{Agent, read_exact, write_exact};
 use crate::error::{Error, Problems, Result, code};
 use crate::stub::batch::Batch;
 use crate::stub::channel::Channel;
@@ -11,6 +11,7 @@ use crate::sys::ptrace::Registers;
 use crate::tracee::sigframe::{self, Gadgets, RED_ZONE, WayHome};
 use crate::tracee::stack::Room;
 use crate::waits::resume;
+use nix::errno::Errno;
 use std::fs::File;
 use std::os::fd::BorrowedFd;
 use vckpt_parasite::protocol::{self, Boot, mode};
@@ -39,9 +40,6 @@ pub struct Injection<'process> {
     pub room: Room,
 }
 
-/// Frames that lie in the memory of a thread, and what was there before.
-type Laid = (WayHome, Vec<u8>);
-
 /// Bytes of a `struct timespec`.
 const TIME_LENGTH: u64 = 16;
 /// The code can be executed, all the rest written to.
@@ -50,42 +48,39 @@ const WRITABLE: i32 = libc::PROT_READ | libc::PROT_WRITE;
 const MAPPING: i32 =
     libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE | libc::MAP_NORESERVE;
 
-/// Lets threads make their areas by calls of their own, and puts the stubs there.
+/// Stubs that start side by side: until each has closed the descriptor that is for us, its process has two for it.
+const AT_ONCE: usize = 16;
+
+/// Lets threads make their areas by calls of their own, and puts the stubs there. Whatever fails, [`remove`] takes all
+/// of it away again.
 ///
 /// # Errors
-/// [`code::INJECT`] if a target refuses a call; if a thread is gone. All threads at once.
+/// [`code::TARGET_LIMITS`] or [`code::INJECT`] if a target refuses a call; if a thread is gone. All threads at once.
+///
+/// [`remove`]: super::remove
 pub fn inject(mut injections: Vec<Injection<'_>>) -> Result<()> {
     let mut problems = Problems::new();
-    let mut laid: Vec<Option<Laid>> = Vec::with_capacity(injections.len());
-    for injection in &injections {
-        laid.push(problems.take(injection.lay_frames()).flatten());
-    }
-    // What fails here has changed nothing yet but the bytes below some stacks, and these come back at once.
-    if !problems.is_empty() {
-        for (injection, laid) in injections.iter().zip(laid) {
-            problems.take(injection.take_frames_back(laid.as_ref()));
-        }
-        return problems.finish();
-    }
-    make_areas(&mut injections, &mut laid)?;
-    for (injection, laid) in injections.iter_mut().zip(&mut laid) {
-        injection.agent.own_stack = injection.room == Room::OwnStack;
-        if !injection.agent.own_stack {
-            // What lies there may be somebody's: it comes back at once, now that there is another place.
-            problems.take(injection.take_frames_back(laid.take().as_ref()));
-        }
+    for injection in &mut injections {
+        problems.take(injection.lay_frames());
     }
     problems.finish()?;
-    start(injections, laid, true)
+    make_areas(&mut injections)?;
+    let mut problems = Problems::new();
+    for injection in injections.iter_mut().filter(|injection| injection.room != Room::OwnStack) {
+        // What lies there may be somebody's: it comes back at once, now that there is another place.
+        injection.agent.foothold.way_home = None;
+        problems.take(injection.agent.take_frames_back(injection.host.memory));
+    }
+    problems.finish()?;
+    start(injections)
 }
 
-/// Puts stubs into threads whose areas another thread has made.
+/// Puts stubs into threads whose areas another thread has [made](Agent::gets_area).
 ///
 /// # Errors
 /// As [`inject`].
 pub fn inject_into_areas(injections: Vec<Injection<'_>>) -> Result<()> {
-    let laid = injections.iter().map(|_| None).collect();
-    start(injections, laid, false)
+    start(injections)
 }
 
 /// The batch by which another thread of the process makes an area.
@@ -93,115 +88,112 @@ pub fn inject_into_areas(injections: Vec<Injection<'_>>) -> Result<()> {
 pub fn area_batch(area: u64) -> Batch {
     let mut batch = Batch::new();
     let length = protocol::AREA_LENGTH.into();
-    let arguments = [area.into(), length, WRITABLE.into(), MAPPING.into(), (-1).into(), 0.into()];
+    let arguments = [area.into(), length, EXECUTABLE.into(), MAPPING.into(), (-1).into(), 0.into()];
     batch.must("making room for a stub", libc::SYS_mmap, arguments);
-    let arguments = [area.into(), protocol::CODE_LENGTH.into(), EXECUTABLE.into()];
-    batch.must("protecting the code of a stub", libc::SYS_mprotect, arguments);
+    let (rest, length) = rest(area);
+    batch.must(
+        "protecting the data of a stub",
+        libc::SYS_mprotect,
+        [rest.into(), length.into(), WRITABLE.into()],
+    );
     batch
 }
 
-fn make_areas(injections: &mut [Injection<'_>], laid: &mut [Option<Laid>]) -> Result<()> {
+/// Address and length of what is not code.
+fn rest(area: u64) -> (u64, u64) {
+    let code = protocol::CODE_LENGTH as u64;
+    (area + code, protocol::AREA_LENGTH as u64 - code)
+}
+
+/// Code first and data second: what can be written to may not become code where that is forbidden (`PR_SET_MDWE`).
+fn make_areas(injections: &mut [Injection<'_>]) -> Result<()> {
     let word = |number: i32| i64::from(number).cast_unsigned();
-    let mapping = [protocol::AREA_LENGTH as u64, word(WRITABLE), word(MAPPING), u64::MAX];
-    let protecting = [protocol::CODE_LENGTH as u64, word(EXECUTABLE), 0, 0];
-    for (number, [length, protection, flags, descriptor]) in
-        [(libc::SYS_mmap, mapping), (libc::SYS_mprotect, protecting)]
-    {
+    for number in [libc::SYS_mmap, libc::SYS_mprotect] {
         let maps = number == libc::SYS_mmap;
         let mut calls = Vec::with_capacity(injections.len());
-        for (injection, laid) in injections.iter_mut().zip(laid.iter()) {
-            let stack = laid.as_ref().map(|(frames, _)| frames.address);
-            let arguments = [injection.area, length, protection, flags, descriptor, 0];
+        for injection in injections.iter_mut() {
+            let area = injection.area;
+            let (rest, length) = rest(area);
+            let arguments = if maps {
+                [area, protocol::AREA_LENGTH as u64, word(EXECUTABLE), word(MAPPING), u64::MAX, 0]
+            } else {
+                [rest, length, word(WRITABLE), 0, 0, 0]
+            };
+            let stack = injection.agent.foothold.way_home.map(|(address, _)| address);
             let call = RemoteCall { number, arguments, stack };
             let registers = call.registers(&injection.agent.own.registers, injection.host.gadgets);
             calls.push((&mut *injection.agent, registers));
         }
         let results = run_to_calls(&mut calls);
         let mut problems = Problems::new();
-        for (injection, result) in injections.iter().zip(results) {
+        for (injection, result) in injections.iter_mut().zip(results) {
             let expected = if maps { injection.area } else { 0 };
-            problems.take(result.and_then(|result| match result.cast_unsigned() == expected {
-                true => Ok(()),
-                false => Err(injection.agent.refused("making room for the stub", result)),
-            }));
+            let Some(result) = problems.take(result) else { continue };
+            if result.cast_unsigned() != expected {
+                problems.push(injection.agent.refused("making room for the stub", result));
+            } else if maps {
+                injection.agent.foothold.area = Some((injection.area, true));
+            }
         }
-        if !problems.is_empty() {
-            put_all_back(injections, laid, !maps);
-            return problems.finish();
-        }
+        problems.finish()?;
     }
     Ok(())
 }
 
-/// After a failure: every thread that still stands still gets its own state again.
-fn put_all_back(injections: &mut [Injection<'_>], laid: &[Option<Laid>], mapped: bool) {
-    for (injection, laid) in injections.iter_mut().zip(laid) {
-        let Injection { agent, host, area, .. } = injection;
-        let stack = laid.as_ref().map(|(frames, _)| frames.address);
-        if mapped {
-            let arguments = [*area, protocol::AREA_LENGTH as u64, 0, 0, 0, 0];
-            let call = RemoteCall { number: libc::SYS_munmap, arguments, stack };
-            let registers = call.registers(&agent.own.registers, host.gadgets);
-            // Best effort: the first failure is the one that is told.
-            drop(run_to_calls(&mut [(&mut **agent, registers)]));
-        }
-        let overwritten = laid.as_ref().map(|(frames, bytes)| (frames.address, bytes.as_slice()));
-        let _ = agent.put_back(overwritten, host.memory);
-    }
-}
-
 /// Starts the stubs in their areas, and takes their sockets.
-fn start(mut injections: Vec<Injection<'_>>, laid: Vec<Option<Laid>>, by_itself: bool) -> Result<()> {
+fn start(mut injections: Vec<Injection<'_>>) -> Result<()> {
     let mut problems = Problems::new();
-    let mut ways = Vec::with_capacity(injections.len());
-    let mut calls = Vec::with_capacity(injections.len());
-    for (injection, laid) in injections.iter_mut().zip(laid) {
-        let prepared = injection.prepare_start(laid);
-        let Some((laid, registers)) = problems.take(prepared) else { continue };
-        ways.push((injection.host, injection.area, laid));
-        calls.push((&mut *injection.agent, registers));
-    }
-    let results = run_to_calls(&mut calls);
-    for (((agent, _), result), (host, area, laid)) in calls.into_iter().zip(results).zip(ways) {
-        problems.take(result.and_then(|result| agent.take_socket(host, area, laid, by_itself, result)));
+    for injections in injections.chunks_mut(AT_ONCE) {
+        let mut hosts = Vec::with_capacity(injections.len());
+        let mut calls = Vec::with_capacity(injections.len());
+        for injection in injections {
+            let prepared = injection.prepare_start();
+            let Some(registers) = problems.take(prepared) else { continue };
+            hosts.push((injection.host, injection.area));
+            calls.push((&mut *injection.agent, registers));
+        }
+        let results = run_to_calls(&mut calls);
+        for (((agent, _), result), (host, area)) in calls.into_iter().zip(results).zip(hosts) {
+            problems.take(result.and_then(|result| agent.take_socket(host, area, result)));
+        }
     }
     problems.finish()
 }
 
 impl Injection<'_> {
     /// Writes the frames of the way home below the red zone, if there is room.
-    fn lay_frames(&self) -> Result<Option<Laid>> {
-        if self.room == Room::None {
-            return Ok(None);
+    fn lay_frames(&mut self) -> Result<()> {
+        let Self { agent, host, area, room } = self;
+        agent.room = Some(*room);
+        agent.gadgets = Some(host.gadgets);
+        if *room == Room::None {
+            return Ok(());
         }
-        let top = self.agent.own.registers.rsp.wrapping_sub(RED_ZONE);
-        let unmapped = (self.area, protocol::AREA_LENGTH as u64);
-        let frames = self.agent.way_home(top, self.host.gadgets, unmapped);
+        let top = agent.own.registers.rsp.wrapping_sub(RED_ZONE);
+        let frames = agent.way_home(top, host.gadgets, (*area, protocol::AREA_LENGTH as u64));
         let mut overwritten = vec![0; frames.bytes.len()];
-        read_exact(self.host.memory, frames.address, &mut overwritten)?;
-        write_exact(self.host.memory, frames.address, &frames.bytes)?;
-        Ok(Some((frames, overwritten)))
-    }
-
-    fn take_frames_back(&self, laid: Option<&Laid>) -> Result<()> {
-        laid.map_or(Ok(()), |(frames, overwritten)| {
-            write_exact(self.host.memory, frames.address, overwritten)
-        })
+        read_exact(host.memory, frames.address, &mut overwritten)?;
+        agent.foothold.on_stack = Some((frames.address, overwritten));
+        agent.foothold.way_home = Some((frames.address, stub_home(&frames, host.gadgets)));
+        write_exact(host.memory, frames.address, &frames.bytes)
     }
 
     /// Fills the area; gives the registers with which the stub starts there.
-    fn prepare_start(&mut self, laid: Option<Laid>) -> Result<(Laid, Registers)> {
-        let Self { agent, host, area, .. } = self;
+    fn prepare_start(&mut self) -> Result<Registers> {
+        let Self { agent, host, area, room } = self;
         let area = *area;
+        agent.room = Some(*room);
         agent.gadgets = Some(host.gadgets);
-        let laid = match laid {
-            Some(laid) => laid,
+        let home = match agent.foothold.way_home {
+            Some((_, home)) => home,
             None => {
                 let top = area + protocol::AREA_LENGTH as u64;
                 // The frames have to stay, so the area is unmapped up to them.
                 let frames = agent.way_home(top, host.gadgets, (area, protocol::FRAMES_OFFSET as u64));
                 write_exact(host.memory, frames.address, &frames.bytes)?;
-                (frames, Vec::new())
+                let home = stub_home(&frames, host.gadgets);
+                agent.foothold.way_home = Some((frames.address, home));
+                home
             }
         };
         let boot = Boot {
@@ -211,7 +203,7 @@ impl Injection<'_> {
             socket: -1,
             peer: -1,
             area,
-            home: if host.gadgets.signal_return == 0 { laid.0.second } else { laid.0.first },
+            home,
             epitaph: 0,
             epitaph_detail: 0,
         };
@@ -224,41 +216,36 @@ impl Injection<'_> {
         registers.rdi = boot_address;
         registers.orig_rax = u64::MAX;
         registers.eflags &= !0x400;
-        Ok((laid, registers))
+        Ok(registers)
     }
 }
 
+/// Where the stub goes home: without a `rt_sigreturn` of the program there is nothing that could unmap its area.
+fn stub_home(frames: &WayHome, gadgets: Gadgets) -> u64 {
+    if gadgets.signal_return == 0 { frames.second } else { frames.first }
+}
+
 impl Agent {
+    /// Notes that another thread is about to make the area of this one.
+    pub fn gets_area(&mut self, area: u64) {
+        self.foothold.area = Some((area, false));
+    }
+
     /// Takes the socket of a stub that has just made its pair with this result, and lets it go on.
-    fn take_socket(
-        &mut self,
-        host: Host<'_>,
-        area: u64,
-        (way_home, overwritten): Laid,
-        by_itself: bool,
-        result: i64,
-    ) -> Result<()> {
-        let resume = |agent: &mut Self| agent.step(|_, stopped| Ok(TaskState::Running(stopped.resume(0)?)));
+    fn take_socket(&mut self, host: Host<'_>, area: u64, result: i64) -> Result<()> {
         if result != 0 {
-            // The stub notices by itself and goes home, unmapping its area.
-            resume(self)?;
             return Err(self.refused("making the socket pair of the stub", result));
         }
         let mut bytes = [0; size_of::<Boot>()];
         read_exact(host.memory, area + protocol::BOOT_OFFSET as u64, &mut bytes)?;
         let boot =
             Boot::from_bytes(&bytes).ok_or_else(|| Error::new(code::INJECT, "the boot page is damaged"))?;
-        let socket = process::pidfd_getfd(host.pidfd, boot.peer)
-            .map_err(|errno| Error::system(code::INJECT, "fetching the socket of the stub", errno));
-        resume(self)?;
-        self.injected = Some(Injected {
-            channel: Channel::new(socket?),
-            socket: boot.socket,
-            area,
-            by_itself,
-            way_home,
-            overwritten,
-        });
+        self.foothold.descriptors = vec![boot.socket, boot.peer];
+        let socket = process::pidfd_getfd(host.pidfd, boot.peer).map_err(|errno| {
+            Error::system(code::INJECT, "fetching the socket of the stub", errno).about(self.subject())
+        })?;
+        self.step(|_, stopped| Ok(TaskState::Running(stopped.resume(0)?)))?;
+        self.foothold.channel = Some(Channel::new(socket));
         Ok(())
     }
 
@@ -273,7 +260,9 @@ impl Agent {
     }
 
     fn refused(&self, what: &str, result: i64) -> Box<Error> {
-        let errno = i32::try_from(-result).unwrap_or(0);
-        Error::system(code::INJECT, what, std::io::Error::from_raw_os_error(errno)).about(self.subject())
+        let errno = Errno::from_raw(i32::try_from(-result).unwrap_or(0));
+        let short = [Errno::EMFILE, Errno::ENOMEM, Errno::EAGAIN].contains(&errno);
+        let code = if short { code::TARGET_LIMITS } else { code::INJECT };
+        Error::system(code, what, errno).about(self.subject())
     }
 }

@@ -1,20 +1,22 @@
 //! Taking a stub out of a thread, and letting the thread go.
 
 use super::calls::{RemoteCall, run_to_calls};
-use super::{Agent, Injected, PATIENCE, write_exact};
+use super::{Agent, Foothold, PATIENCE, write_exact};
 use crate::error::{Error, Problems, Result, code};
 use crate::proc::{maps, read};
 use crate::stub::batch::Batch;
 use crate::stub::task_state::TaskState;
+use crate::sys::process;
 use crate::tracee::stack::{self, Room};
-use crate::tracee::{Running, Stop, gadgets};
-use crate::waits::{resume, updated};
+use crate::tracee::{Running, Stop, Stopped, gadgets};
+use crate::waits::{self, RESTART_NO_HANDLER, resume, updated};
 use std::fs::File;
 use std::time::Instant;
 use vckpt_parasite::protocol;
 
-/// Takes the stubs out of threads, which then stand still with their own state, as after [`Agent::prepare`]. Gives the
-/// areas, with the IDs of their processes, that are to be [unmapped](Agent::unmap) by a thread that still has its stub.
+/// Takes the stubs out of threads, and whatever else of ours is in them, also half of it: they then stand still with
+/// their own state, as after [`Agent::prepare`]. Gives the areas, with the IDs of their processes, that are to be
+/// [unmapped](Agent::unmap) by a thread that still has its stub.
 ///
 /// # Errors
 /// Threads that are gone or do not obey. A stub that can't be taken out goes home by itself when its channel is dropped.
@@ -22,63 +24,94 @@ pub fn remove<'process>(
     agents: impl Iterator<Item = (&'process mut Agent, &'process File)>,
 ) -> (Vec<(i32, u64)>, Problems) {
     let mut problems = Problems::new();
-    let mut leaving: Vec<(&mut Agent, &File, Injected)> = Vec::new();
+    let mut leaving: Vec<(&mut Agent, &File)> = Vec::new();
     for (agent, memory) in agents {
-        let Some(injected) = agent.injected.take() else { continue };
-        if problems.take(agent.interrupt_stub()).is_some() {
-            leaving.push((agent, memory, injected));
+        // All are asked before any is waited for.
+        if agent.has_foothold() && problems.take(agent.interrupt_stub()).is_some() {
+            leaving.push((agent, memory));
         }
     }
-    leaving.retain_mut(|(agent, ..)| problems.take(agent.arrive(Running::expect_interruption)).is_some());
-    for (number, all) in [(libc::SYS_close, true), (libc::SYS_munmap, false)] {
-        let mut calls = Vec::with_capacity(leaving.len());
-        for (agent, _, injected) in leaving.iter_mut().filter(|(_, _, injected)| all || injected.by_itself) {
+    leaving.retain_mut(|(agent, _)| problems.take(agent.arrive_if_running()).is_some());
+    problems.append(take_away(&mut leaving, Foothold::closing));
+    problems.append(take_away(&mut leaving, Foothold::unmapping));
+    leaving.retain_mut(|(agent, _)| !agent.away || problems.take(agent.begin_interruption()).is_some());
+    let mut areas = Vec::new();
+    for (agent, memory) in leaving {
+        if agent.away {
+            problems.take(agent.end_interruption());
+        }
+        problems.take(agent.take_frames_back(memory));
+        let foothold = std::mem::take(&mut agent.foothold);
+        areas.extend(foothold.area.map(|(area, _)| (agent.pid, area)));
+    }
+    (areas, problems)
+}
+
+/// Lets threads make remote calls, side by side, until they have none to make any more.
+fn take_away(
+    leaving: &mut [(&mut Agent, &File)],
+    next: impl Fn(&mut Foothold) -> Option<(i64, [u64; 6])>,
+) -> Problems {
+    let mut problems = Problems::new();
+    loop {
+        let mut calls = Vec::new();
+        for (agent, _) in leaving.iter_mut().filter(|(agent, _)| agent.away) {
             let Some(gadgets) = agent.gadgets else { continue };
-            let registers = injected.leaving_call(number).registers(&agent.own.registers, gadgets);
+            let Some((number, arguments)) = next(&mut agent.foothold) else { continue };
+            let stack = agent.foothold.way_home.map(|(address, _)| address);
+            let call = RemoteCall { number, arguments, stack };
+            let registers = call.registers(&agent.own.registers, gadgets);
             calls.push((&mut **agent, registers));
+        }
+        if calls.is_empty() {
+            return problems;
         }
         for result in run_to_calls(&mut calls) {
             problems.take(result);
         }
     }
-    for (agent, ..) in &mut leaving {
-        problems.take(agent.begin_interruption());
-    }
-    let mut areas = Vec::new();
-    for (agent, memory, injected) in leaving {
-        let Injected { way_home, overwritten, area, by_itself, .. } = injected;
-        let overwritten = (!overwritten.is_empty()).then_some((way_home.address, overwritten.as_slice()));
-        problems.take(agent.end_interruption(overwritten, memory));
-        areas.extend((!by_itself).then_some((agent.pid, area)));
-    }
-    (areas, problems)
 }
 
-impl Injected {
-    /// Closing the stub's socket, or unmapping its area.
-    fn leaving_call(&self, number: i64) -> RemoteCall {
-        let mut arguments = [u64::from(self.socket.cast_unsigned()), 0, 0, 0, 0, 0];
-        if number == libc::SYS_munmap {
-            arguments = [self.area, protocol::AREA_LENGTH as u64, 0, 0, 0, 0];
-        }
-        RemoteCall { number, arguments, stack: Some(self.way_home.address) }
+impl Foothold {
+    /// The call that closes the next descriptor of ours.
+    fn closing(&mut self) -> Option<(i64, [u64; 6])> {
+        let descriptor = self.descriptors.pop()?;
+        Some((libc::SYS_close, [u64::from(descriptor.cast_unsigned()), 0, 0, 0, 0, 0]))
+    }
+
+    /// The call that unmaps the area if the thread has made it by itself.
+    fn unmapping(&mut self) -> Option<(i64, [u64; 6])> {
+        let (area, _) = self.area.take_if(|(_, by_itself)| *by_itself)?;
+        Some((libc::SYS_munmap, [area, protocol::AREA_LENGTH as u64, 0, 0, 0, 0]))
     }
 }
 
 impl Agent {
+    fn has_foothold(&self) -> bool {
+        self.away || self.foothold.on_stack.is_some() || self.foothold.area.is_some()
+    }
+
     fn interrupt_stub(&mut self) -> Result<()> {
         match &self.state {
             TaskState::Running(running) => running.interrupt(),
-            TaskState::Stopped(_) | TaskState::Gone => {
-                Err(Error::new(code::INTERNAL, "a stub in a task that does not run").about(self.subject()))
+            TaskState::Stopped(_) => Ok(()),
+            TaskState::Gone => {
+                Err(Error::new(code::INTERNAL, "a task that nobody holds").about(self.subject()))
             }
+        }
+    }
+
+    fn arrive_if_running(&mut self) -> Result<()> {
+        match self.state {
+            TaskState::Running(_) => self.arrive(Running::expect_interruption),
+            TaskState::Stopped(_) | TaskState::Gone => Ok(()),
         }
     }
 
     /// Whether the thread has made the area of its stub by itself, and takes it away by itself.
     #[must_use]
     pub fn made_its_area(&self) -> bool {
-        self.injected.as_ref().is_some_and(|injected| injected.by_itself)
+        self.foothold.area.is_none_or(|(_, by_itself)| by_itself)
     }
 
     /// Unmaps areas that other threads have left.
@@ -96,10 +129,10 @@ impl Agent {
         Ok(())
     }
 
-    /// Puts a thread that stands still after a remote call back to its own state, and its memory to what it was.
-    pub(super) fn put_back(&mut self, overwritten: Option<(u64, &[u8])>, memory: &File) -> Result<()> {
-        self.begin_interruption()?;
-        self.end_interruption(overwritten, memory)
+    /// Puts back what was where the frames on the stack are.
+    pub(super) fn take_frames_back(&mut self, memory: &File) -> Result<()> {
+        let on_stack = self.foothold.on_stack.take();
+        on_stack.map_or(Ok(()), |(address, bytes)| write_exact(memory, address, &bytes))
     }
 
     /// Sends a thread that stands still to a stop in which the kernel looks at signals and restarts calls when it goes
@@ -111,7 +144,7 @@ impl Agent {
         })
     }
 
-    fn end_interruption(&mut self, overwritten: Option<(u64, &[u8])>, memory: &File) -> Result<()> {
+    fn end_interruption(&mut self) -> Result<()> {
         self.arrive(Running::expect_interruption)?;
         self.step(|agent, stopped| {
             stopped.set_xstate(&agent.own.xstate)?;
@@ -121,7 +154,8 @@ impl Agent {
             stopped.set_registers(&agent.own.registers)?;
             Ok(TaskState::Stopped(stopped))
         })?;
-        overwritten.map_or(Ok(()), |(address, bytes)| write_exact(memory, address, bytes))
+        self.away = false;
+        Ok(())
     }
 
     /// Lets the thread go on; if it was in a call that waits for at most some time, with the time that is left.
@@ -129,26 +163,49 @@ impl Agent {
     /// # Errors
     /// If the thread is gone.
     pub fn release(&mut self, memory: &File) -> Result<()> {
-        let TaskState::Stopped(stopped) = self.state.take() else { return Ok(()) };
-        if let Some(wait) = self.own.wait_that_is_left() {
-            if self.gadgets.is_none() && resume::needs_frames(&wait) {
-                self.look_for_gadgets(memory);
-            }
-            // Frames on a stack that may be somebody's are not worth the risk.
-            let gadgets = self.gadgets.filter(|_| self.own_stack);
-            let own = &self.own;
-            let resume = resume::resume(&own.registers, &own.xstate, own.signal_mask, Some(&wait), gadgets);
-            let written = resume
-                .bytes
-                .as_ref()
-                .is_none_or(|(address, bytes)| write_exact(memory, *address, bytes).is_ok());
-            // Without room for it below its stack the thread waits its whole time anew.
-            if written {
-                stopped.set_registers(&resume.registers)?;
-            }
-        } else {
+        match self.state.take() {
+            TaskState::Gone => Ok(()),
+            TaskState::Running(running) => self.let_go_running(running),
+            // It could not be put back: the frames take it home.
+            TaskState::Stopped(stopped) if self.away => stopped.detach(0),
+            TaskState::Stopped(stopped) => self.let_go_on(stopped, memory),
+        }
+    }
+
+    /// Lets a thread go whose stub could not be taken out, and that goes home by itself or is there already.
+    fn let_go_running(&mut self, running: Running) -> Result<()> {
+        self.foothold.channel = None;
+        running.interrupt()?;
+        let stopped = running.expect_interruption(Instant::now() + PATIENCE)?;
+        let mut registers = stopped.registers()?;
+        let area = self.foothold.area.map_or(0..0, |(area, _)| area..area + protocol::AREA_LENGTH as u64);
+        if !area.contains(&registers.rip) && waits::is_interrupted(&registers) {
+            registers.rax = RESTART_NO_HANDLER.cast_unsigned();
+            stopped.set_registers(&registers)?;
+        }
+        stopped.detach(0)
+    }
+
+    fn let_go_on(&mut self, stopped: Stopped, memory: &File) -> Result<()> {
+        let Some(wait) = self.own.wait_that_is_left() else {
             // A time-out that can't be written any more is the program's own affair.
-            let _ = updated::shorten(memory, &self.own.registers, self.own.passed());
+            let _ = updated::shorten(self.tid, &self.own.registers, self.own.passed());
+            return stopped.detach(0);
+        };
+        if self.gadgets.is_none() && resume::needs_frames(&wait) {
+            self.look_for_gadgets(memory);
+        }
+        // Frames on a stack that may be somebody's are not worth the risk.
+        let gadgets = self.gadgets.filter(|_| self.room == Some(Room::OwnStack));
+        let own = &self.own;
+        let resume = resume::resume(&own.registers, &own.xstate, own.signal_mask, Some(&wait), gadgets);
+        // Not through the protection of the memory. Without room below its stack the thread waits its time anew.
+        let written = resume
+            .bytes
+            .as_ref()
+            .is_none_or(|(address, bytes)| process::write_memory(self.tid, *address, bytes).is_ok());
+        if written {
+            stopped.set_registers(&resume.registers)?;
         }
         stopped.detach(0)
     }
@@ -157,7 +214,7 @@ impl Agent {
     fn look_for_gadgets(&mut self, memory: &File) {
         let text = read::file(self.tid, "maps").unwrap_or_default();
         let maps = maps::parse(&text).unwrap_or_default();
-        self.own_stack = stack::below(&maps, &self.own.registers, self.own.xstate.len()) == Room::OwnStack;
+        self.room = Some(stack::below(&maps, &self.own.registers, self.own.xstate.len()));
         self.gadgets = gadgets::find(&maps, memory, &mut gadgets::Cache::new()).ok();
     }
 
@@ -166,7 +223,7 @@ impl Agent {
     /// # Errors
     /// [`code::PTRACE`] if it does not end.
     pub fn wait_for_end(&mut self) -> Result<()> {
-        self.injected = None;
+        self.foothold = Foothold::default();
         let mut running = match self.state.take() {
             TaskState::Stopped(stopped) => stopped.killed(),
             TaskState::Running(running) => running,
@@ -191,23 +248,13 @@ impl Agent {
 impl Drop for Agent {
     /// Lets the thread go, whatever it is doing: a stub that is still there goes home by itself.
     fn drop(&mut self) {
-        let injected = self.injected.take().is_some();
-        match self.state.take() {
-            TaskState::Running(running) => {
-                if running.interrupt().is_ok() {
-                    // Dropping a stopped task detaches from it.
-                    let _ = running.expect_interruption(Instant::now() + PATIENCE);
-                }
-            }
-            TaskState::Stopped(stopped) if !injected => {
-                let memory = File::options().read(true).write(true).open(format!("/proc/{}/mem", self.tid));
-                self.state = TaskState::Stopped(stopped);
-                if let Ok(memory) = memory {
-                    let _ = self.release(&memory);
-                }
-            }
-            // As above.
-            TaskState::Stopped(_) | TaskState::Gone => {}
+        self.foothold.channel = None;
+        if matches!(self.state, TaskState::Gone) {
+            return;
+        }
+        let memory = File::options().read(true).write(true).open(format!("/proc/{}/mem", self.tid));
+        if let Ok(memory) = memory {
+            let _ = self.release(&memory);
         }
     }
 }

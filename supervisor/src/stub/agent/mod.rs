@@ -6,8 +6,13 @@
 //!
 //! A task that does not run on a stack of its own kind (a goroutine, a coroutine, a handler on an alternate stack) may
 //! have live memory there. Its area is made by another thread of its process, and holds its frames; if this program
-//! dies, they are what is left of it. If no thread of a process has a stack of its own, the few microseconds of the
-//! remote calls by which the first area is made and the last one goes are covered only where some room is.
+//! dies, they are what is left of it in the task, or, while stubs come and go, the whole area. If no thread of a process
+//! has a stack of its own, then one of them makes its area all the same: if this program dies during the first or the
+//! last remote calls of the tree, which all threads make side by side, such a task is lost, or finds frames of ours
+//! below its stack pointer.
+//!
+//! A stack counts as a thread's own by its shape. A small stack within such a stack (an alternate stack that is a local
+//! variable) can't be told from it.
 
 mod calls;
 mod inject;
@@ -23,9 +28,9 @@ use super::task_state::TaskState;
 use crate::error::{Error, Result, Subject, code};
 use crate::sys::ptrace::Registers;
 use crate::tracee::Stopped;
-use crate::tracee::sigframe::{Gadgets, WayHome};
-use crate::waits::Moments;
-use crate::waits::before::Before;
+use crate::tracee::sigframe::Gadgets;
+use crate::tracee::stack::Room;
+use crate::waits::{Moments, Seen};
 use own_state::OwnState;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -45,39 +50,46 @@ pub struct Agent {
     own: OwnState,
     /// Instructions of the process, once they were looked for.
     gadgets: Option<Gadgets>,
-    /// Whether the thread's stack is known to be its own, so that what lies below the red zone is nobody's.
-    own_stack: bool,
-    injected: Option<Injected>,
+    /// What lies below the stack pointer, once it was looked for.
+    room: Option<Room>,
+    /// Whether the thread has other registers than its own, and another signal mask.
+    away: bool,
+    foothold: Foothold,
 }
 
-#[derive(Debug)]
-struct Injected {
-    channel: Channel,
-    /// Number of the stub's end in the target.
-    socket: i32,
-    area: u64,
-    /// Whether the thread has made its area by itself.
-    by_itself: bool,
-    way_home: WayHome,
-    /// What was where the frames are; nothing if they are in the area.
-    overwritten: Vec<u8>,
+/// What of ours is in a thread and its process.
+#[derive(Debug, Default)]
+struct Foothold {
+    /// Frames on the thread's stack: where, and what was there before.
+    on_stack: Option<(u64, Vec<u8>)>,
+    /// Frames that take the thread home, there or in its area: where, and what the stack pointer is for the stub to use
+    /// them.
+    way_home: Option<(u64, u64)>,
+    /// Its area, and whether the thread has made it by itself.
+    area: Option<(u64, bool)>,
+    /// Descriptors of ours in its table: the stub's end of the socket pair, and the other, which the stub closes when
+    /// it begins to serve. Nobody else can get that number meanwhile.
+    descriptors: Vec<i32>,
+    /// To the stub, once it serves.
+    channel: Option<Channel>,
 }
 
 impl Agent {
-    /// Takes down the state of a thread of process `pid` that was interrupted. Nothing is changed, but that a call which
-    /// the kernel would end with `EINTR` only because of us is marked to be restarted.
+    /// Takes down the state of a thread of process `pid` that was interrupted. Nothing is changed that the thread could
+    /// tell.
     ///
     /// # Errors
     /// If the thread is gone or can't be read.
-    pub fn prepare(stopped: Stopped, pid: i32, moments: Moments, before: Option<&Before>) -> Result<Self> {
+    pub fn prepare(stopped: Stopped, pid: i32, moments: Moments, seen: Seen<'_>) -> Result<Self> {
         Ok(Self {
             pid,
             tid: stopped.tid(),
-            own: OwnState::take_down(&stopped, pid, moments, before)?,
+            own: OwnState::take_down(&stopped, pid, moments, seen)?,
             gadgets: None,
-            own_stack: false,
+            room: None,
+            away: false,
             state: TaskState::Stopped(stopped),
-            injected: None,
+            foothold: Foothold::default(),
         })
     }
 
@@ -141,7 +153,8 @@ impl Agent {
     /// room for frames that lead to them.
     #[must_use]
     pub fn instructions(&self) -> Option<(u64, u64)> {
-        let gadgets = self.gadgets.filter(|gadgets| self.own_stack && gadgets.signal_return != 0)?;
+        let gadgets = self.gadgets.filter(|gadgets| gadgets.signal_return != 0)?;
+        let gadgets = (self.room == Some(Room::OwnStack)).then_some(gadgets)?;
         Some((gadgets.call_and_return, gadgets.signal_return))
     }
 
@@ -156,7 +169,7 @@ impl Agent {
     /// Numbers of descriptors in the target that are the stub's, not the target's.
     #[must_use]
     pub fn descriptors(&self) -> Vec<i32> {
-        self.injected.iter().map(|injected| injected.socket).collect()
+        self.foothold.descriptors.clone()
     }
 
     fn subject(&self) -> Subject {
@@ -177,10 +190,10 @@ impl Agent {
     /// # Errors
     /// [`code::STUB_SILENT`].
     pub fn send(&mut self, batch: &Batch) -> Result<()> {
-        let Some(injected) = &self.injected else {
+        let Some(channel) = &self.foothold.channel else {
             return Err(Error::new(code::INTERNAL, "a batch for a task without a stub").about(self.subject()));
         };
-        injected.channel.send(batch).map_err(|error| error.about(self.subject()))
+        channel.send(batch).map_err(|error| error.about(self.subject()))
     }
 
     /// Waits for what comes of the batch that was sent.
@@ -189,12 +202,12 @@ impl Agent {
     /// As [`Agent::run`].
     pub fn receive(&mut self, batch: &Batch) -> Result<Outcome> {
         let subject = self.subject();
-        let Some(injected) = &self.injected else {
+        let Some(channel) = &self.foothold.channel else {
             return Err(Error::new(code::INTERNAL, "an answer from a task without a stub").about(subject));
         };
         let state = &mut self.state;
         let outcome =
-            injected.channel.receive(batch, || state.look()).map_err(|error| error.about(subject.clone()))?;
+            channel.receive(batch, || state.look()).map_err(|error| error.about(subject.clone()))?;
         outcome.check(batch, &subject)?;
         Ok(outcome)
     }
@@ -202,7 +215,7 @@ impl Agent {
     /// Whether a stub is in place.
     #[must_use]
     pub fn is_injected(&self) -> bool {
-        self.injected.is_some()
+        self.foothold.channel.is_some()
     }
 }
 

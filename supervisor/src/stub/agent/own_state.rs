@@ -4,8 +4,7 @@ use crate::error::Result;
 use crate::sys::process;
 use crate::sys::ptrace::Registers;
 use crate::tracee::{Stopped, restartable};
-use crate::waits::before::Before;
-use crate::waits::{self, Moments, RESTART_BLOCK, RESTART_NO_HANDLER};
+use crate::waits::{self, Moments, RESTART_BLOCK, Seen};
 use vckpt_image_format::record::lightweight_process::Wait;
 
 /// A thread's own state, taken down when it stood still.
@@ -28,34 +27,19 @@ pub(super) struct OwnState {
 }
 
 impl OwnState {
-    /// Takes down the state of a thread of process `pid`. Nothing is changed, but that a call which the kernel would
-    /// end with `EINTR` only because of us is marked to be restarted.
+    /// Takes down the state of a thread of process `pid`. Nothing is changed that the thread could tell.
     ///
     /// # Errors
     /// If the thread is gone or can't be read.
-    pub(super) fn take_down(
-        stopped: &Stopped,
-        pid: i32,
-        moments: Moments,
-        before: Option<&Before>,
-    ) -> Result<Self> {
+    pub(super) fn take_down(stopped: &Stopped, pid: i32, moments: Moments, seen: Seen<'_>) -> Result<Self> {
         let tid = stopped.tid();
         let mut registers = stopped.registers()?;
-        let mut changed = interrupted_again(tid, &mut registers);
+        let again = interrupted_again(tid, &mut registers);
         let in_call = registers.orig_rax.cast_signed() >= 0;
-        // A close has happened although it was interrupted: it is never made again.
-        let close = registers.orig_rax == libc::SYS_close.cast_unsigned();
-        let interrupted = in_call && !close && registers.rax.cast_signed() == -i64::from(libc::EINTR);
-        let observed =
-            if in_call { waits::observe((pid, tid), &registers, interrupted, moments, before) } else { None };
-        if interrupted {
-            // Made again unless a handler runs, which is what the program would have seen without us.
-            registers.rax = RESTART_NO_HANDLER.cast_unsigned();
-            changed = true;
-        }
+        let observed = if in_call { waits::observe((pid, tid), &registers, moments, seen) } else { None };
         let rseq = crate::sys::ptrace::rseq(tid).unwrap_or_default();
         let aborted = restartable::abort(tid, rseq.0, &mut registers);
-        if changed || aborted.is_some() {
+        if again || aborted.is_some() {
             stopped.set_registers(&registers)?;
         }
         if let Some(pointer) = aborted {

@@ -12,7 +12,7 @@ impl Puppet {
     /// of a process that has dumped core can't be had without doing so.
     ///
     /// # Errors
-    /// [`code::STUB_SILENT`].
+    /// [`code::STUB_SILENT`](crate::error::code::STUB_SILENT).
     pub fn end(&mut self, status: u32) -> Result<u32> {
         let signal = status & 0x7f;
         let mut batch = Batch::new();

@@ -4,7 +4,8 @@
 //! elsewhere by now.
 //!
 //! - **Saved**: all entries with events and data; one-shot entries that have fired stay disabled.
-//! - **Not saved**: whether an edge-triggered entry was reported already: one that is ready is reported once more.
+//! - **Edges**: if a set has nothing to tell, every edge was told, and is not told again.
+//! - **Not saved**: which edges were told in a set that has something to tell: those that are ready are told once more.
 //! - **Refused**: an entry whose description no process of the tree has any more.
 //! - **Kernel**: `tfd` lines in `fdinfo` (3.8), `KCMP_EPOLL_TFD` (4.13).
 //!

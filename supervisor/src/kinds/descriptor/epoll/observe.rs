@@ -5,6 +5,7 @@ use crate::kinds::descriptor::opened::{Holder, Opened, Walk};
 use crate::proc::fdinfo::{Detail, EpollLine};
 use crate::records::Records;
 use crate::sys::file::is_epoll_target;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::collections::HashMap;
 use vckpt_image_format::DescriptionId;
 use vckpt_image_format::record::epoll::{Epoll, EpollTarget};
@@ -31,20 +32,21 @@ pub fn observe(walk: &Walk<'_>, opened: &[&Opened], records: &mut Records) -> Re
             }));
         }
         targets.sort_by_key(|target| target.number);
-        records.push(Epoll { description: set.description.clone(), targets });
+        records.push(Epoll { description: set.description.clone(), targets, quiet: is_quiet(set)? });
     }
     problems.finish()
 }
 
 fn lines(set: &Opened) -> &[EpollLine] {
-    match &set.info.detail {
-        Detail::Epoll(lines) => lines,
-        Detail::None
-        | Detail::Event { .. }
-        | Detail::Signal { .. }
-        | Detail::Timer(_)
-        | Detail::Inotify(_) => &[],
-    }
+    if let Detail::Epoll(lines) = &set.info.detail { lines } else { &[] }
+}
+
+/// Whether it has nothing to tell. Asking takes nothing out.
+fn is_quiet(set: &Opened) -> Result<bool> {
+    let mut polled = [PollFd::new(&set.file, PollFlags::IN)];
+    poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))
+        .map(|count| count == 0)
+        .map_err(|errno| set.failed("asking whether an epoll set has something to tell", errno))
 }
 
 /// The description that an entry watches: mostly what its number leads to in a process that has the set.

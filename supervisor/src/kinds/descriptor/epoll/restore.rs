@@ -14,6 +14,10 @@ use vckpt_image_format::{DescriptionId, Image, TaskId};
 /// Bits that say how an entry behaves, not for what it waits.
 const MODES: u32 =
     (libc::EPOLLET | libc::EPOLLONESHOT | libc::EPOLLWAKEUP | libc::EPOLLEXCLUSIVE).cast_unsigned();
+const EDGE: u32 = libc::EPOLLET.cast_unsigned();
+/// Events that are taken by one call, and bytes of one (`struct epoll_event` is packed on x86-64).
+const AT_ONCE: usize = 1024;
+const EVENT_LENGTH: usize = 12;
 const ONE_SHOT: u32 = libc::EPOLLONESHOT.cast_unsigned();
 
 /// Adds a step for each set: an empty one.
@@ -54,6 +58,35 @@ pub fn plan_targets(image: &Image, plan: &mut Plan) -> Result<()> {
                 Stands::Nothing
             };
             plan.action(Stage::Descriptors, AddTarget { process, set: number, target, stands });
+        }
+    }
+    Ok(())
+}
+
+/// Adds the calls that take from sets what was told already, for when nothing more can become ready.
+///
+/// # Errors
+/// As [`tables`].
+pub fn plan_quiet(image: &Image, plan: &mut Plan) -> Result<()> {
+    let mut sets = all::<Epoll>(image)?;
+    sets.retain(|set| set.quiet && set.targets.iter().any(|target| target.events & EDGE != 0));
+    if sets.is_empty() {
+        return Ok(());
+    }
+    let tables = tables(image)?;
+    for set in sets {
+        let found = tables
+            .iter()
+            .find_map(|(process, table)| Some((process.id, number_of(table, set.description.id)?)));
+        let Some((process, number)) = found else { continue };
+        // What is not taken by one call comes first in the next.
+        for _ in set.targets.chunks(AT_ONCE) {
+            let mut batch = Batch::new();
+            let events = batch.room(AT_ONCE * EVENT_LENGTH);
+            let none = Argument::value(0);
+            let arguments = [number.into(), events.into(), AT_ONCE.into(), none, none, 8_u64.into()];
+            batch.must("taking what an epoll set has told", libc::SYS_epoll_pwait, arguments);
+            plan.batch(Stage::Timers, process, "quieting an epoll set", batch);
         }
     }
     Ok(())

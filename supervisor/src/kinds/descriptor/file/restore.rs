@@ -5,7 +5,9 @@ use crate::kinds::descriptor::{all, restore};
 use crate::plan::{Action, Plan, Stage};
 use crate::restoring::Restoring;
 use rustix::fs::{SeekFrom, Stat};
+use std::ffi::OsString;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use vckpt_image_format::Image;
 use vckpt_image_format::record::file::{File, Target};
 
@@ -41,7 +43,7 @@ impl Action for OpenFile {
 }
 
 impl OpenFile {
-    fn open(&self, restoring: &Restoring<'_>) -> Result<OwnedFd> {
+    fn open(&self, restoring: &mut Restoring<'_>) -> Result<OwnedFd> {
         let flags = self.0.description.flags;
         let made = match self.0.target {
             Target::Nameless(id) => restoring.nameless_files.get(&id),
@@ -50,10 +52,16 @@ impl OpenFile {
             | Target::Directory
             | Target::CharacterDevice { .. }
             | Target::PathOnly { .. } => return self.open_by_path(restoring),
+            Target::OfEndedTask => return self.open_of_ended_task(restoring),
         };
         let Some(made) = made else {
             return Err(Error::new(code::INTERNAL, "a file whose content was not made"));
         };
+        // A symbolic link can't be opened but by its name, and a description of it has no state.
+        if flags.cast_signed() & (libc::O_PATH | libc::O_NOFOLLOW) == libc::O_PATH | libc::O_NOFOLLOW {
+            return rustix::io::fcntl_dupfd_cloexec(made, 0)
+                .map_err(|errno| self.failed("opening a file that was made again", errno));
+        }
         // The description with which a file without a name was made shows that, so it is the one that made this file.
         let made_it = libc::O_TMPFILE | libc::O_RDWR;
         let both = [flags, crate::sys::file::status_flags(made.as_fd()).unwrap_or_default()];
@@ -61,8 +69,21 @@ impl OpenFile {
             return rustix::io::fcntl_dupfd_cloexec(made, 0)
                 .map_err(|errno| self.failed("opening a file that was made again", errno));
         }
-        restore::open_again(made.as_fd(), flags & !(libc::O_DIRECTORY.cast_unsigned()))
-            .map_err(|errno| self.failed("opening a file that was made again", errno))
+        match restore::open_again(made.as_fd(), flags) {
+            // Secret memory can't be opened again: its one description is what all have.
+            Err(rustix::io::Errno::NXIO) => rustix::io::fcntl_dupfd_cloexec(made, 0),
+            opened => opened,
+        }
+        .map_err(|errno| self.failed("opening a file that was made again", errno))
+    }
+
+    /// Opens the same file about a process that ends then.
+    fn open_of_ended_task(&self, restoring: &mut Restoring<'_>) -> Result<OwnedFd> {
+        restoring.with_mortal(|pid| {
+            let path = of_process(self.0.path.as_path(), pid);
+            restore::open(&path, self.0.description.flags)
+                .map_err(|errno| self.failed("opening a file about a process that has ended", errno))
+        })
     }
 
     fn open_by_path(&self, restoring: &Restoring<'_>) -> Result<OwnedFd> {
@@ -104,7 +125,8 @@ impl OpenFile {
             | Target::CharacterDevice { .. }
             | Target::PathOnly { .. }
             | Target::Nameless(_)
-            | Target::Segment(_) => Ok(()),
+            | Target::Segment(_)
+            | Target::OfEndedTask => Ok(()),
         }
     }
 
@@ -119,5 +141,33 @@ impl OpenFile {
 
     fn failed(&self, what: &str, errno: rustix::io::Errno) -> Box<Error> {
         Error::system(code::DESCRIPTOR_RESTORE, what, errno).about(Subject::path(&self.0.path))
+    }
+}
+
+/// A path of `/proc` with another ID instead of those in it.
+fn of_process(path: &Path, pid: i32) -> PathBuf {
+    let mut names: Vec<OsString> = path.iter().map(OsString::from).collect();
+    let is_number = |name: &OsString| name.as_encoded_bytes().iter().all(u8::is_ascii_digit);
+    // "/", "proc", the process, and after "task" the thread.
+    let thread = names.get(3).is_some_and(|name| name == "task").then_some(4);
+    for place in [Some(2), thread].into_iter().flatten() {
+        if let Some(name) = names.get_mut(place).filter(|name| is_number(name)) {
+            *name = OsString::from(pid.to_string());
+        }
+    }
+    names.iter().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ids_in_a_path_are_those_of_the_other_process() {
+        let of = |path: &str| of_process(Path::new(path), 99);
+        assert_eq!(of("/proc/12/stat"), Path::new("/proc/99/stat"));
+        assert_eq!(of("/proc/12"), Path::new("/proc/99"));
+        assert_eq!(of("/proc/12/task/13/comm"), Path::new("/proc/99/task/99/comm"));
+        assert_eq!(of("/proc/12/fd/13"), Path::new("/proc/99/fd/13"));
     }
 }

@@ -4,7 +4,8 @@
 //!   packets. That one side is closed is kept too: a reader then gets its data and the end of file.
 //! - **Outside of the tree**: a pipe whose other side is open there, as that of a shell's pipeline or of a runner that
 //!   keeps a log. It is the same pipe again as long as somebody has it; else see [`outside`].
-//! - **Not exact**: a pipe that is opened again has `O_LARGEFILE` in `F_GETFL`, which means nothing.
+//! - **Not exact**: an end of a pipe that leads outside is opened, and so has `O_LARGEFILE` in `F_GETFL`, which means
+//!   nothing.
 //! - **Not seen**: that somebody outside of the tree has the *same* end open.
 //! - **Kernel**: `tee(2)` copies the data without taking it out.
 

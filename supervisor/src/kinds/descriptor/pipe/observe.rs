@@ -1,12 +1,13 @@
 //! Looking at pipes: their ends, and what waits in them.
 
-use crate::error::{Problems, Result, code};
+use crate::error::{Problems, Result};
 use crate::kinds::descriptor::opened::{Opened, Walk};
+use crate::kinds::nameless_file;
 use crate::records::Records;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::pipe::{PipeFlags, SpliceFlags};
 use std::collections::BTreeMap;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use vckpt_image_format::PipeId;
 use vckpt_image_format::record::data_queued::{DataQueued, Message, Queue};
 use vckpt_image_format::record::pipe::{Pipe, Reach};
@@ -14,7 +15,7 @@ use vckpt_image_format::record::pipe::{Pipe, Reach};
 /// Gives a record for each pipe, and for its data.
 ///
 /// # Errors
-/// FIFOs whose name is gone; what can't be looked at.
+/// What can't be looked at.
 pub fn observe(_walk: &Walk<'_>, opened: &[&Opened], records: &mut Records) -> Result<()> {
     let mut pipes: BTreeMap<(u64, u64), Vec<&Opened>> = BTreeMap::new();
     for opened in opened {
@@ -31,12 +32,15 @@ pub fn observe(_walk: &Walk<'_>, opened: &[&Opened], records: &mut Records) -> R
 fn pipe(id: PipeId, ends: &[&Opened], records: &mut Records) -> Result<()> {
     let Some(&first) = ends.first() else { return Ok(()) };
     let is_fifo = first.link.0.starts_with(b"/");
-    if is_fifo
-        && rustix::fs::stat(first.link.as_path()).map(|found| (found.st_dev, found.st_ino))
-            != Ok(first.inode())
-    {
-        return Err(first.refuse(code::DESCRIPTOR_KIND, "a FIFO whose name is gone"));
-    }
+    let has_name =
+        rustix::fs::stat(first.link.as_path()).map(|found| (found.st_dev, found.st_ino)) == Ok(first.inode());
+    let path =
+        is_fifo.then(|| if has_name { first.link.clone() } else { nameless_file::old_path(&first.link) });
+    let nameless = path
+        .as_ref()
+        .filter(|_| !has_name)
+        .map(|path| nameless_file::observe::observe_nameless(records, first.file.as_fd(), path));
+    let nameless = nameless.transpose().map_err(|error| error.about(first.subject.clone()))?;
     let reader = ends.iter().find(|end| end.description.reads());
     let reach = reach(ends)?;
     let capacity = rustix::pipe::fcntl_getpipe_size(&first.file)
@@ -50,7 +54,8 @@ fn pipe(id: PipeId, ends: &[&Opened], records: &mut Records) -> Result<()> {
     records.push(Pipe {
         id,
         inode: first.status.st_ino,
-        path: is_fifo.then(|| first.link.clone()),
+        path,
+        nameless,
         capacity: u32::try_from(capacity).unwrap_or(u32::MAX),
         reach,
         ends: ends.iter().map(|end| end.description.clone()).collect(),

@@ -9,12 +9,16 @@ use crate::restoring::Restoring;
 use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
 use std::os::fd::{AsFd, OwnedFd};
-use vckpt_image_format::Image;
+use std::path::PathBuf;
 use vckpt_image_format::record::Record;
 use vckpt_image_format::record::data_queued::{DataQueued, Queue};
 use vckpt_image_format::record::description::Description;
 use vckpt_image_format::record::pipe::{Pipe, Reach};
 use vckpt_image_format::record::snapshot::Snapshot;
+use vckpt_image_format::{Image, Text};
+
+/// `O_LARGEFILE`, which every file has that is opened by a 64-bit program; for the C library it is 0.
+const LARGE_FILE: u32 = 0o100_000;
 
 /// Adds a step for each pipe, and one for all that lead outside.
 ///
@@ -56,7 +60,7 @@ impl Action for MakePipe {
             move |errno: Errno| Error::system(code::DESCRIPTOR_RESTORE, what, errno).about(subject.clone())
         };
         let (reader, writer) = match &self.pipe.path {
-            Some(path) => self.open_fifo(&restoring.path(path.as_path()))?,
+            Some(path) => self.open_fifo(&self.place(restoring, path))?,
             None => rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(failed("making a pipe"))?,
         };
         let capacity = usize::try_from(self.pipe.capacity).unwrap_or(usize::MAX);
@@ -67,17 +71,14 @@ impl Action for MakePipe {
                 .map_err(failed("setting the capacity of a pipe"))?;
         }
         self.fill(&reader, &writer).map_err(failed("filling a pipe"))?;
-        // What was made is the first description of each side of a pipe; others are opened by `/proc`, without waiting,
+        // What was made is one description of each side of a pipe; others are opened by `/proc`, without waiting,
         // whatever their flags say. It is closed last: a side without an open end would be closed for good.
-        let is_pipe = self.pipe.path.is_none();
-        let (mut first_reader, mut first_writer) = (None, None);
+        let (first_reader, first_writer) = (self.first(0), self.first(1));
         for end in &self.pipe.ends {
-            let (side, first) =
-                if end.reads() { (&reader, &mut first_reader) } else { (&writer, &mut first_writer) };
-            if is_pipe && first.is_none() && end.flags & Description::ACCESS_MODE != 2 {
-                *first = Some(end);
+            if [first_reader, first_writer].into_iter().flatten().any(|first| first.id == end.id) {
                 continue;
             }
+            let side = if end.reads() { &reader } else { &writer };
             let flags = (end.flags | libc::O_NONBLOCK.cast_unsigned()) & !libc::O_DIRECT.cast_unsigned();
             let made =
                 restore::open_again(side.as_fd(), flags).map_err(failed("opening an end of a pipe"))?;
@@ -94,10 +95,25 @@ impl Action for MakePipe {
 }
 
 impl MakePipe {
+    /// The description of a side, by its access mode, that is the one with which a pipe was made: it was not opened, so
+    /// it has not the flag that opening gives.
+    fn first(&self, mode: u32) -> Option<&Description> {
+        let is_pipe = self.pipe.path.is_none();
+        let side =
+            || self.pipe.ends.iter().filter(|end| is_pipe && end.flags & Description::ACCESS_MODE == mode);
+        side().find(|end| end.flags & LARGE_FILE == 0).or_else(|| side().next())
+    }
+
     /// How much waited in it.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.data.iter().flat_map(|record| &record.messages).map(|message| message.data.len()).sum()
+    }
+
+    /// Where a FIFO is to be found; one whose name is gone by the descriptor with which it was made again.
+    fn place(&self, restoring: &Restoring<'_>, path: &Text) -> PathBuf {
+        let made = self.pipe.nameless.and_then(|id| restoring.nameless_files.get(&id));
+        made.map_or_else(|| restoring.path(path.as_path()), |made| restore::by_descriptor(made.as_fd()))
     }
 
     /// A reading and a writing description of a FIFO, neither of which waits for somebody else.

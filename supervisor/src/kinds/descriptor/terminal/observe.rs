@@ -1,26 +1,29 @@
 //! Looking at terminals.
 
-use super::is_controlling;
+use super::{is_controlling, is_master, is_slave, pair};
 use crate::error::{Problems, Result, code};
 use crate::kinds::descriptor::opened::{Opened, Walk};
 use crate::proc::{read, stat};
 use crate::records::Records;
 use crate::sys::terminal;
+use nix::errno::Errno;
 use std::collections::BTreeMap;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use vckpt_image_format::record::terminal::{Modes, Terminal, TerminalDescription};
 use vckpt_image_format::{TaskId, TerminalId};
 
 /// Gives a record for each terminal.
 ///
 /// # Errors
-/// Terminals that were hung up.
+/// Terminals that were hung up and are no pseudo-terminals.
 pub fn observe(walk: &Walk<'_>, opened: &[&Opened], records: &mut Records) -> Result<()> {
     let mut problems = Problems::new();
     let mut terminals: BTreeMap<(u32, u32), Vec<&Opened>> = BTreeMap::new();
+    let mut hung_up = Vec::new();
     for opened in opened {
         match terminal::device(opened.file.as_fd()) {
             Ok(device) => terminals.entry(device).or_default().push(opened),
+            Err(Errno::EIO) if is_slave(opened) => hung_up.push(*opened),
             Err(errno) => problems.push(
                 opened.refuse(code::DESCRIPTOR_KIND, "a terminal that was hung up").because(errno).hint(
                     "start the program without a terminal (setsid, output into a file), or keep it open",
@@ -28,12 +31,19 @@ pub fn observe(walk: &Walk<'_>, opened: &[&Opened], records: &mut Records) -> Re
             ),
         }
     }
-    for (number, descriptions) in terminals.into_values().enumerate() {
-        let id = TerminalId(u32::try_from(number).unwrap_or(u32::MAX));
-        if let Some(record) = problems.take(look(walk, id, &descriptions)) {
+    let mut ids = (0..).map(TerminalId);
+    let mut next = || ids.next().unwrap_or(TerminalId(u32::MAX));
+    for (device, descriptions) in terminals {
+        let (masters, slaves): (Vec<&Opened>, Vec<&Opened>) =
+            descriptions.iter().partition(|opened| is_master(opened));
+        if let Some(master) = masters.first() {
+            let pair = pair::observe::open_pair(walk, next(), device, master, &slaves);
+            records.pairs.extend(problems.take(pair));
+        } else if let Some(record) = problems.take(look(walk, next(), &descriptions)) {
             records.push(record);
         }
     }
+    records.pairs.extend(hung_up.into_iter().map(|slave| pair::observe::hung_up(next(), slave)));
     problems.finish()
 }
 
@@ -43,22 +53,14 @@ fn look(walk: &Walk<'_>, id: TerminalId, descriptions: &[&Opened]) -> Result<Ter
         return Err(crate::Error::new(code::INTERNAL, "a terminal without a descriptor"));
     };
     let failed = |errno| first.failed("looking at a terminal", errno);
-    let modes = terminal::modes(first.file.as_fd()).map_err(failed)?;
+    let modes = modes(first.file.as_fd()).map_err(failed)?;
     let window = rustix::termios::tcgetwinsize(&first.file)
         .map_err(|errno| first.failed("asking for the size of a terminal", errno))?;
     let (session, foreground) = users(walk, descriptions);
     Ok(Terminal {
         id,
         path: first.link.clone(),
-        modes: Modes {
-            input: modes.input,
-            output: modes.output,
-            control: modes.control,
-            local: modes.local,
-            discipline: modes.discipline,
-            characters: modes.characters.to_vec(),
-            speeds: (modes.input_speed, modes.output_speed),
-        },
+        modes,
         window: (window.ws_row, window.ws_col, window.ws_xpixel, window.ws_ypixel),
         session,
         foreground,
@@ -69,6 +71,23 @@ fn look(walk: &Walk<'_>, id: TerminalId, descriptions: &[&Opened]) -> Result<Ter
                 controlling: is_controlling(opened),
             })
             .collect(),
+    })
+}
+
+/// The modes of a terminal; of a master, those of its slave.
+///
+/// # Errors
+/// See ioctl_tty(2).
+pub fn modes(terminal: BorrowedFd<'_>) -> std::result::Result<Modes, Errno> {
+    let modes = terminal::modes(terminal)?;
+    Ok(Modes {
+        input: modes.input,
+        output: modes.output,
+        control: modes.control,
+        local: modes.local,
+        discipline: modes.discipline,
+        characters: modes.characters.to_vec(),
+        speeds: (modes.input_speed, modes.output_speed),
     })
 }
 
@@ -89,6 +108,7 @@ fn users(walk: &Walk<'_>, descriptions: &[&Opened]) -> (Option<TaskId>, Option<u
 }
 
 /// Major and minor number of a device as `/proc/<pid>/stat` has it.
-fn numbers(device: u32) -> (u32, u32) {
+#[must_use]
+pub fn numbers(device: u32) -> (u32, u32) {
     ((device >> 8) & 0xfff, (device & 0xff) | ((device >> 12) & 0xf_ff00))
 }

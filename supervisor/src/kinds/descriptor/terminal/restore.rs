@@ -23,7 +23,7 @@ pub fn plan(image: &Image, plan: &mut Plan) -> Result<()> {
         }
         plan.action(Stage::Descriptors, OpenTerminal(terminal));
     }
-    Ok(())
+    super::pair::restore::plan(image, plan)
 }
 
 /// Opens our terminal in the place of the old one.
@@ -122,7 +122,11 @@ fn own_terminal() -> Option<PathBuf> {
     })
 }
 
-fn set_modes(opened: &OwnedFd, modes: &Modes) -> Result<()> {
+/// Sets the modes of a terminal, if they differ; through a master those of its slave.
+///
+/// # Errors
+/// See ioctl_tty(2).
+pub fn set_modes(opened: &OwnedFd, modes: &Modes) -> Result<()> {
     let mut characters = [0; 19];
     for (to, from) in characters.iter_mut().zip(&modes.characters) {
         *to = *from;
