@@ -30,6 +30,8 @@ fn process(id: u32, parent: Option<u32>, memory: u32, threads: &[u32]) -> Proces
             child_subreaper: false,
             oom_score_adjustment: 0,
             core_dump_filter: None,
+            deny_write_execute: 0,
+            memory_barriers: 0,
             huge_pages_disabled: 0,
         }),
     }

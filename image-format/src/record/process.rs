@@ -51,6 +51,10 @@ pub struct Living {
     pub oom_score_adjustment: i32,
     /// `/proc/<pid>/coredump_filter`; none if the kernel writes no core dumps.
     pub core_dump_filter: Option<u32>,
+    /// `PR_GET_MDWE`: whether memory may be writable and executable.
+    pub deny_write_execute: u32,
+    /// What is registered with membarrier(2): `MEMBARRIER_CMD_REGISTER_…`.
+    pub memory_barriers: u32,
     /// `PR_GET_THP_DISABLE`: 0, or 1 with the flags of `PR_SET_THP_DISABLE`.
     pub huge_pages_disabled: u32,
 }

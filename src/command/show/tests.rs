@@ -117,6 +117,8 @@ fn process(writer: &mut Writer, id: u32, parent: Option<u32>, living: Option<(u3
         child_subreaper: false,
         oom_score_adjustment: 0,
         core_dump_filter: Some(0x33),
+        deny_write_execute: 0,
+        memory_barriers: 0,
         huge_pages_disabled: 0,
     });
     let parent = parent.map(TaskId);
@@ -139,6 +141,8 @@ fn thread(writer: &mut Writer, id: u32, process: u32) {
         clear_child_tid: 0,
         rseq: None,
         parent_death_signal: 0,
+        time_stamp_counter: 1,
+        speculation: [0; 3],
         wait: None,
         instructions: None,
     };

@@ -145,6 +145,13 @@ fn describe(index: u32, pid: i32, agents: Vec<Agent>, stop_signal: Option<i32>) 
         let tid = agent.tid();
         let status = read::file(pid, &format!("task/{tid}/status"))?;
         let thread = identity::parse(&status).ok_or_else(|| unknown("task"))?;
+        if crate::sys::ptrace::dispatches_calls(tid) == Ok(true) {
+            let what = "its system calls are dispatched to its own handler (syscall user dispatch)";
+            let subject = Subject::task(pid.cast_unsigned(), String::from_utf8_lossy(&stat.command));
+            return Err(Error::new(code::TASK_STATE, what)
+                .because("so would be those of a stub")
+                .about(subject));
+        }
         // Each thread may have filters of its own.
         let mut filters = Vec::new();
         if thread.seccomp != 0 {

@@ -213,6 +213,17 @@ pub fn filter(tid: i32, index: usize) -> Result<(Vec<u8>, u64)> {
     Ok((program.iter().flat_map(|word| word.to_le_bytes()).collect(), metadata[1]))
 }
 
+/// Whether system calls of a stopped tracee are dispatched to its own handler (syscall user dispatch).
+///
+/// # Errors
+/// See ptrace(2), `PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG`: `EIO` before Linux 6.4.
+pub fn dispatches_calls(tid: i32) -> Result<bool> {
+    // Mode, selector, offset, length.
+    let mut words = [0_u64; 4];
+    request(0x4211, tid, size_of_val(&words), words.as_mut_ptr().cast())?;
+    Ok(words[0] != 0)
+}
+
 /// What a wait for a tracee gave.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Waited {

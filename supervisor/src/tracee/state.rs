@@ -111,7 +111,8 @@ impl Running {
                     .about(Subject { task: u32::try_from(running.tid).ok(), ..Subject::default() }));
             }
             if now - begin > SUSPICION && running.has_ended() {
-                return Ok(Stop::Ended(0));
+                // It may have ended since the look above; then it has to be waited for, or its parent can't do so.
+                return Ok(running.poll()?.unwrap_or(Stop::Ended(0)));
             }
             pause(now - begin);
         }

@@ -10,6 +10,9 @@ use vckpt_image_format::record::process_status::{ProcessStatus, State};
 use vckpt_image_format::record::signal::SIGINFO_LENGTH;
 use vckpt_image_format::{DescriptorTableId, FileSystemContextId, MemoryId, TaskId};
 
+/// `MEMBARRIER_CMD_GET_REGISTRATIONS` (Linux 6.3).
+const MEMBARRIER_GET_REGISTRATIONS: u32 = 1 << 9;
+
 /// Adds the records of all processes.
 ///
 /// # Errors
@@ -91,6 +94,13 @@ fn living(process: &mut FrozenProcess) -> Result<Living> {
         batch.must("asking for the personality", libc::SYS_personality, [0xffff_ffff_u32.into()]);
     let huge_pages = [libc::PR_GET_THP_DISABLE.into(), 0.into(), 0.into(), 0.into(), 0.into()];
     let huge_pages = batch.must("asking for huge pages", libc::SYS_prctl, huge_pages);
+    let denial = [libc::PR_GET_MDWE.into(), 0.into(), 0.into(), 0.into(), 0.into()];
+    let denial = batch.call("asking for executable memory", libc::SYS_prctl, denial);
+    let barriers = batch.call(
+        "asking for memory barriers",
+        libc::SYS_membarrier,
+        [MEMBARRIER_GET_REGISTRATIONS.into(), 0.into(), 0.into()],
+    );
     let outcome = process.run(&batch)?;
     let number = |result: std::result::Result<u64, _>| {
         result.ok().and_then(|value| u32::try_from(value).ok()).unwrap_or(0)
@@ -112,6 +122,8 @@ fn living(process: &mut FrozenProcess) -> Result<Living> {
         child_subreaper: outcome.half_word(reaper, 0) != 0,
         oom_score_adjustment: adjustment,
         core_dump_filter,
+        deny_write_execute: number(outcome.get(denial)),
+        memory_barriers: number(outcome.get(barriers)),
         huge_pages_disabled: number(outcome.get(huge_pages)),
     })
 }

@@ -134,6 +134,9 @@ fn state(process: &Process, plan: &mut Plan) {
     let (value, flags) = (disabled & 1, disabled & !1);
     let arguments = [libc::PR_SET_THP_DISABLE.into(), value.into(), flags.into(), 0.into(), 0.into()];
     batch.must("setting the use of huge pages", libc::SYS_prctl, arguments);
+    for bit in (0..32).map(|number| 1_u32 << number).filter(|bit| living.memory_barriers & bit != 0) {
+        batch.must("registering memory barriers", libc::SYS_membarrier, [bit.into(), 0.into(), 0.into()]);
+    }
     plan.batch(Stage::TaskState, process.id, "process", batch);
     let score = living.oom_score_adjustment.to_string();
     let set = |file, shown, written| SetValue { process: process.id, file, shown, written };
@@ -149,5 +152,11 @@ fn state(process: &Process, plan: &mut Plan) {
     let dumpable = living.dumpable.min(1);
     let arguments = [libc::PR_SET_DUMPABLE.into(), dumpable.into(), 0.into(), 0.into(), 0.into()];
     batch.must("setting dumpable", libc::SYS_prctl, arguments);
+    // All memory is there, and so are all processes with that memory, who set it again.
+    if living.deny_write_execute != 0 {
+        let arguments =
+            [libc::PR_SET_MDWE.into(), living.deny_write_execute.into(), 0.into(), 0.into(), 0.into()];
+        batch.must("denying executable memory", libc::SYS_prctl, arguments);
+    }
     plan.batch(Stage::Timers, process.id, "process", batch);
 }
