@@ -230,7 +230,11 @@ fn settle(
         for tid in moving.keys().copied().collect::<Vec<_>>() {
             let Some((pid, running)) = moving.remove(&tid) else { continue };
             match running.poll()? {
-                Err(running) if begin.elapsed() > VFORK_SUSPICION && running.has_ended() => progress = true,
+                Err(running) if begin.elapsed() > VFORK_SUSPICION && running.has_ended() => {
+                    progress = true;
+                    // If it has ended since the look above, its parent is to hear of it.
+                    let _ = running.poll()?;
+                }
                 Err(running) => {
                     moving.insert(tid, (pid, running));
                 }
