@@ -4,8 +4,9 @@
 //! Not here: the namespaces that the application itself had.
 
 use crate::error::{Error, Result, code};
-use crate::stub::batch::Batch;
+use crate::stub::batch::{Batch, Data};
 use crate::stub::puppet::{Place, Puppet};
+use nix::errno::Errno;
 use nix::unistd::{Gid, Uid, getegid, geteuid};
 use std::fs;
 use vckpt_image_format::TaskId;
@@ -26,24 +27,39 @@ pub(crate) fn start_init(place: Place) -> Result<(Puppet, Vec<String>)> {
     if ordinary {
         map_ids(init.tid, geteuid(), getegid())?;
     }
-    let mut batch = Batch::new();
-    let (none, root, proc) = (batch.data(b"none\0"), batch.data(b"/\0"), batch.data(b"proc\0"));
-    let folder = batch.data(b"/proc\0");
-    let propagation = libc::MS_REC | libc::MS_SLAVE;
-    let arguments = [none.into(), root.into(), 0.into(), propagation.into(), 0.into()];
-    batch.must("separating mounts", libc::SYS_mount, arguments);
-    let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
-    let arguments = [proc.into(), folder.into(), proc.into(), flags.into(), 0.into()];
-    let mount = batch.call("mounting /proc", libc::SYS_mount, arguments);
-    let outcome = init.run(&batch)?;
-    let degraded = match outcome.get(mount) {
-        Ok(_) => Vec::new(),
-        Err(errno) => vec![format!(
+    let degraded = match mount_proc(&mut init)? {
+        None => Vec::new(),
+        Some(errno) => vec![format!(
             "/proc shows the processes of the host: mounting a new one failed ({})",
             errno.desc()
         )],
     };
     Ok((init, degraded))
+}
+
+/// Gives the new mount namespace a `/proc` of the new PID namespace, of which the old one is told nothing. Gives the
+/// reason if it can't be.
+fn mount_proc(init: &mut Puppet) -> Result<Option<Errno>> {
+    let mut batch = Batch::new();
+    let (none, root, folder) = (batch.data(b"none\0"), batch.data(b"/\0"), batch.data(b"/proc\0"));
+    let separate = |batch: &mut Batch, path: Data| {
+        let propagation = libc::MS_REC | libc::MS_SLAVE;
+        let arguments = [none.into(), path.into(), 0.into(), propagation.into(), 0.into()];
+        batch.call("separating mounts", libc::SYS_mount, arguments)
+    };
+    let all = separate(&mut batch, root);
+    // A root directory that was only changed to is no mount point, but /proc in it is one.
+    let own = separate(&mut batch, folder);
+    let outcome = init.run(&batch)?;
+    if let (Err(_), Err(errno)) = (outcome.get(all), outcome.get(own)) {
+        return Ok(Some(errno));
+    }
+    let mut batch = Batch::new();
+    let (proc, folder) = (batch.data(b"proc\0"), batch.data(b"/proc\0"));
+    let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
+    let arguments = [proc.into(), folder.into(), proc.into(), flags.into(), 0.into()];
+    let mount = batch.call("mounting /proc", libc::SYS_mount, arguments);
+    Ok(init.run(&batch)?.get(mount).err())
 }
 
 /// Maps the own user and group into a new user namespace: all that an ordinary user may.

@@ -98,10 +98,14 @@ fn small_stacks(stage: Stage) {
             verify!(early == i64::MAX, "the wait of thread {number} ended early with {early}");
             word.fetch_add(1, Ordering::SeqCst);
             let start = Instant::now();
+            let mut woken = 0;
             while RESULTS[number].load(Ordering::SeqCst) == i64::MAX {
-                let operation = libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG;
-                // SAFETY: the word is static.
-                unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), operation, 1) };
+                // Once only: the next would end the wait that follows.
+                if woken == 0 {
+                    let operation = libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG;
+                    // SAFETY: the word is static.
+                    woken = unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), operation, 1) };
+                }
                 verify!(start.elapsed() < Duration::from_secs(10), "thread {number} can't be woken");
                 std::thread::yield_now();
             }

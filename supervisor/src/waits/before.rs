@@ -33,6 +33,8 @@ struct Scheduled {
     ran: i64,
     /// How often it has gone to sleep.
     sleeps: u64,
+    /// How often it had to give up its processor.
+    evictions: u64,
 }
 
 /// The differences between `CLOCK_MONOTONIC` and the clocks of processors.
@@ -137,38 +139,34 @@ fn waits_somewhere(root: i32) -> bool {
 fn compare(processor: usize) -> Option<i64> {
     const WANTED: usize = 3;
     const TRIES: usize = 16;
+    const SLEEP: Duration = Duration::from_micros(20);
     let mut there = CpuSet::new();
     there.set(processor).ok()?;
     sched_setaffinity(Pid::from_raw(0), &there).ok()?;
-    let mut undisturbed = Vec::with_capacity(WANTED);
-    let mut disturbed = None;
-    for (difference, took) in (0..TRIES).filter_map(|_| sample()) {
-        if took < UNDISTURBED {
-            undisturbed.push(difference);
+    let mut differences = Vec::with_capacity(WANTED);
+    let mut before = own()?.evictions;
+    for _ in 0..TRIES {
+        std::thread::sleep(SLEEP);
+        // Who comes back from a sleep has the time of that very moment.
+        let back = now();
+        let scheduled = own()?;
+        // Unless somebody else got the processor meanwhile.
+        if scheduled.evictions == before {
+            differences.push(back - scheduled.at);
         }
-        disturbed = disturbed.into_iter().chain([difference]).min();
-        if undisturbed.len() == WANTED {
+        before = scheduled.evictions;
+        if differences.len() == WANTED {
             break;
         }
     }
-    // A tick may set the clock of one of them a little ahead: the middle one is good. On a busy machine the least has
-    // to do, by which a wait is too long rather than too short.
-    undisturbed.sort_unstable();
-    undisturbed.get(undisturbed.len() / 2).copied().or(disturbed)
+    // A tick may set the clock of one of them a little ahead: the middle one is good.
+    differences.sort_unstable();
+    differences.get(differences.len() / 2).copied()
 }
 
-/// How long sleeping and reading take at most if nobody comes in between, in nanoseconds.
-const UNDISTURBED: i64 = 250_000;
-
-/// `CLOCK_MONOTONIC` minus the clock of our processor, and how long it took to find out. Who comes back from a sleep has
-/// the time of that very moment, unless somebody else gets the processor meanwhile.
-fn sample() -> Option<(i64, i64)> {
-    const SLEEP: Duration = Duration::from_micros(20);
-    let begin = now();
-    std::thread::sleep(SLEEP);
-    let back = now();
-    let scheduled = parse(&std::fs::read("/proc/thread-self/sched").ok()?)?;
-    Some((back - scheduled.at, now() - begin))
+/// What the scheduler tells of this thread.
+fn own() -> Option<Scheduled> {
+    parse(&std::fs::read("/proc/thread-self/sched").ok()?)
 }
 
 /// The call that a task is in: number and arguments, then stack and instruction pointer. Nothing if it runs.
@@ -197,6 +195,7 @@ fn parse(text: &[u8]) -> Option<Scheduled> {
         at: time("se.exec_start")?,
         ran: time("se.sum_exec_runtime")?,
         sleeps: value("nr_voluntary_switches")?.parse().ok()?,
+        evictions: value("nr_involuntary_switches")?.parse().ok()?,
     })
 }
 
@@ -207,8 +206,11 @@ mod tests {
     #[test]
     fn the_scheduler_tells_when_a_task_went_to_sleep() {
         let text = b"cat (1933, #threads: 1)\n---\nse.exec_start         :        785333.070081\n\
-            se.sum_exec_runtime  :   12.000345\nnr_switches    :    7\nnr_voluntary_switches  :  5\n";
-        assert_eq!(parse(text), Some(Scheduled { at: 785_333_070_081, ran: 12_000_345, sleeps: 5 }));
+            se.sum_exec_runtime  :   12.000345\nnr_switches    :    7\nnr_voluntary_switches  :  5\nnr_involuntary_switches : 2\n";
+        assert_eq!(
+            parse(text),
+            Some(Scheduled { at: 785_333_070_081, ran: 12_000_345, sleeps: 5, evictions: 2 })
+        );
         assert_eq!(parse(b"nothing"), None);
     }
 

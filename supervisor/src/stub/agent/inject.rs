@@ -240,7 +240,8 @@ impl Agent {
         read_exact(host.memory, area + protocol::BOOT_OFFSET as u64, &mut bytes)?;
         let boot =
             Boot::from_bytes(&bytes).ok_or_else(|| Error::new(code::INJECT, "the boot page is damaged"))?;
-        self.foothold.descriptors = vec![boot.socket, boot.peer];
+        // The last is closed first: a thread that goes home from a remote call closes nothing any more.
+        self.foothold.descriptors = vec![boot.peer, boot.socket];
         let socket = process::pidfd_getfd(host.pidfd, boot.peer).map_err(|errno| {
             Error::system(code::INJECT, "fetching the socket of the stub", errno).about(self.subject())
         })?;

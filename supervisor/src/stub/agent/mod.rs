@@ -67,8 +67,8 @@ struct Foothold {
     way_home: Option<(u64, u64)>,
     /// Its area, and whether the thread has made it by itself.
     area: Option<(u64, bool)>,
-    /// Descriptors of ours in its table: the stub's end of the socket pair, and the other, which the stub closes when
-    /// it begins to serve. Nobody else can get that number meanwhile.
+    /// Descriptors of ours in its table: one end of the socket pair, which the stub closes when it begins to serve
+    /// (nobody else can get that number meanwhile), and the stub's own.
     descriptors: Vec<i32>,
     /// To the stub, once it serves.
     channel: Option<Channel>,
