@@ -152,14 +152,35 @@ pub fn dump(request: Request, progress: &mut dyn FnMut(Progress)) -> Result<Repo
     Ok(report)
 }
 
+/// The other threads of a process that ends do so within this time after its first.
+const END_OF_THREADS: Duration = Duration::from_millis(100);
+
 /// What fails because a process of the tree has ended is about that, whatever it was that failed first.
 fn or_the_end(error: Box<Error>, members: &[i32]) -> Box<Error> {
     let by_the_end = [Class::Internal, Class::Host, Class::Timeout, Class::TargetLost];
-    let has_ended = |pid: i32| {
-        let stat = crate::proc::read::file(pid, "stat").ok();
+    let is_ending = |tid: i32| {
+        let stat = crate::proc::read::file(tid, "stat").ok();
         stat.as_deref()
             .and_then(stat::parse)
             .is_none_or(|stat| matches!(stat.state, b'Z' | b'X') || stat.flags & stat::FLAG_EXITING != 0)
+    };
+    let all_are_ending = |pid: i32| {
+        let threads = crate::proc::read::numbers(pid, "task").unwrap_or_default();
+        threads.into_iter().all(is_ending)
+    };
+    // A first thread may end before the others do, or just be the first.
+    let has_ended = |pid: i32| {
+        let begin = Instant::now();
+        while is_ending(pid) {
+            if all_are_ending(pid) {
+                return true;
+            }
+            if begin.elapsed() > END_OF_THREADS {
+                return false;
+            }
+            crate::tracee::pause(END_OF_THREADS);
+        }
+        false
     };
     let Some(&pid) = members.iter().find(|&&pid| has_ended(pid)) else { return error };
     if !by_the_end.contains(&error.code.class) {

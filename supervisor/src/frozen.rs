@@ -12,7 +12,9 @@ use nix::errno::Errno;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use vckpt_image_format::TaskId;
+use vckpt_image_format::record::process::EndedLeader;
 use vckpt_image_format::record::process_status::State;
+use vckpt_image_format::record::sandbox::Filter;
 
 /// A tree of processes of which no task runs.
 #[derive(Debug)]
@@ -26,20 +28,29 @@ pub struct Frozen {
 /// A process that stands still, or has ended and was not waited for (then without threads).
 #[derive(Debug)]
 pub struct FrozenProcess {
-    /// Its place in [`Frozen::processes`]; also the number of its memory, its descriptor table and its file system
-    /// context, as long as no two processes share them.
+    /// Its place in [`Frozen::processes`].
     pub index: u32,
     /// Its ID as it knows it (in its innermost PID namespace).
     pub id: TaskId,
     /// Its ID as this program sees it.
     pub pid: i32,
+    /// The thread through which `/proc` shows what all threads share: the leader, or another one if that has ended.
+    pub view: i32,
+    /// What is left of its leader, if that has ended while other threads run.
+    pub ended_leader: Option<EndedLeader>,
+    /// Whether it has come to its parent by the end of another process, so that it shares no pages with it.
+    pub adopted: bool,
+    /// With whom it shares what.
+    pub shares: Shares,
     /// Its parent within the tree, by virtual ID.
     pub parent: Option<TaskId>,
+    /// The thread of its parent that it is a child of, if that is not the leader.
+    pub parent_thread: Option<TaskId>,
     /// Its name (`comm`).
     pub command: String,
     /// Running, stopped or ended.
     pub state: State,
-    /// A descriptor that stands for it.
+    /// A descriptor that stands for it, or for one of its threads if the leader has ended.
     pub pidfd: OwnedFd,
     /// Its memory (`/proc/<pid>/mem`), open for reading and, unless it has ended, writing.
     pub memory: File,
@@ -49,8 +60,30 @@ pub struct FrozenProcess {
     pub stat: Stat,
     /// Its identity in its own namespaces.
     pub identity: Identity,
-    /// Its threads, the leader first. None if it has ended.
+    /// Its threads that live, the leader first. None if it has ended.
     pub threads: Vec<FrozenThread>,
+}
+
+/// What processes may share: for each the place of the first process that has it, which is also the number that it has
+/// in the image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shares {
+    /// Its memory.
+    pub memory: u32,
+    /// Its descriptor table.
+    pub descriptors: u32,
+    /// Its current directory, root directory and umask.
+    pub file_system: u32,
+    /// Its signal handlers.
+    pub handlers: u32,
+}
+
+impl Shares {
+    /// Nothing is shared.
+    #[must_use]
+    pub fn none(index: u32) -> Self {
+        Self { memory: index, descriptors: index, file_system: index, handlers: index }
+    }
 }
 
 /// A thread that stands still.
@@ -62,6 +95,8 @@ pub struct FrozenThread {
     pub tid: i32,
     /// Its name (`comm`).
     pub name: Vec<u8>,
+    /// Its system call filters, which are suspended; the oldest first.
+    pub filters: Vec<Filter>,
     /// The stub in it, and the state to which it will be put back.
     pub agent: Agent,
 }
@@ -97,7 +132,7 @@ impl FrozenProcess {
         Subject::task(self.id.0, &self.command)
     }
 
-    /// Runs a batch in the leader.
+    /// Runs a batch in the leader, or in another thread if that has ended.
     ///
     /// # Errors
     /// If the stub can't be reached, or a call that must not fail did.

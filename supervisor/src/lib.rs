@@ -17,6 +17,7 @@ pub mod records;
 pub mod store;
 
 pub mod act;
+mod clocks;
 pub mod image;
 mod namespaces;
 mod output;

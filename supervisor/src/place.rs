@@ -17,8 +17,9 @@ use vckpt_parasite::protocol;
 /// [`code::INJECT`] if there is none.
 pub fn find(image: &Image) -> Result<Place> {
     let processes = crate::image::all::<Process>(image)?;
-    let living = || processes.iter().filter_map(|process| process.living.as_ref());
-    let most_threads = living().map(|living| living.threads.len()).max().unwrap_or(1);
+    let places = crate::kinds::process::family::places(&processes)?;
+    let most_areas = places.areas().into_values().max().unwrap_or(1);
+    let most_threads = places.most_sockets();
     let mut ranges: Vec<(u64, u64)> = maps(image)?
         .values()
         .flat_map(|(_, mappings)| mappings)
@@ -26,7 +27,7 @@ pub fn find(image: &Image) -> Result<Place> {
         .collect();
     ranges.sort_unstable();
     // Areas of all threads, room to shelter the kernel's mappings, and a copy of the first area.
-    let length = (protocol::AREA_LENGTH * (6 * (most_threads + 2))) as u64 + (1 << 20);
+    let length = (protocol::AREA_LENGTH * (6 * (most_areas + 2))) as u64 + (1 << 20);
     let area = crate::freeze::free_range(ranges.into_iter(), length)
         .ok_or_else(|| Error::new(code::INJECT, "no addresses are free in all processes of the image"))?;
     let tables = crate::image::all::<DescriptorTable>(image)?;
@@ -86,7 +87,8 @@ pub fn can_have_same_ids(image: &Image) -> Result<bool> {
         .ok()
         .and_then(|text| text.trim().parse().ok())
         .unwrap_or(32768);
-    for id in ids {
+    let temporary = crate::kinds::process::family::adopted(&processes)?.1;
+    for id in ids.chain(temporary) {
         if id.0 < 2 || id.0 >= most || Path::new(&format!("/proc/{id}")).exists() {
             return Ok(false);
         }

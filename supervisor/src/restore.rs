@@ -153,6 +153,7 @@ pub fn restore(request: Request, progress: &mut Follow<'_>) -> Result<Restored> 
     let attempt = |namespace: bool, progress: &mut Follow<'_>| {
         let mut restoring = Restoring::new(&image, snapshot.root, place);
         restoring.detached = request.detach;
+        restoring.clocks = crate::clocks::needed(&snapshot);
         if namespace {
             restoring.enter_namespace()?;
         }

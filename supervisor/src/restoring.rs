@@ -2,13 +2,14 @@
 //!
 //! Dropping it before the release ends every puppet and removes every path that was made: nothing is left behind.
 
+use crate::clocks::Clocks;
 use crate::error::{Error, Result, Subject, code};
 use crate::kinds::descriptor::terminal::pair::restore::MadePair;
 use crate::kinds::segment::system_v::Held;
 use crate::namespaces;
 use crate::plan::Stage;
 use crate::stub::batch::{Batch, Outcome};
-use crate::stub::puppet::{Place, Puppet};
+use crate::stub::puppet::{Child, PARENT, Place, Puppet};
 use crate::tracee::{Running, Stop};
 use crate::undo::Undo;
 use std::collections::{BTreeMap, HashMap};
@@ -51,6 +52,8 @@ pub struct Restoring<'image> {
     place: Place,
     /// Whether the tree is to live without whoever restores it: then it does not join that one's session.
     pub detached: bool,
+    /// The clocks of the tree, if it gets its own.
+    pub(crate) clocks: Option<Clocks>,
     /// The init of the tree's own PID namespace, if it gets one.
     init: Option<Puppet>,
     /// A process that leads the session of the root until the tree is made.
@@ -87,6 +90,7 @@ impl<'image> Restoring<'image> {
             undo: Undo::default(),
             place,
             detached: false,
+            clocks: None,
             init: None,
             leader: None,
             root,
@@ -102,6 +106,11 @@ impl<'image> Restoring<'image> {
         self.root_directory = crate::proc::read::path(init.tid, "root");
         self.degraded.extend(degraded);
         self.init = Some(init);
+        let degraded = match (self.clocks, &mut self.init) {
+            (Some(clocks), Some(init)) => without_clocks(clocks.give(init)),
+            _ => None,
+        };
+        self.degraded.extend(degraded);
         Ok(())
     }
 
@@ -111,10 +120,10 @@ impl<'image> Restoring<'image> {
     /// [`code::PID_TAKEN`], [`code::PRIVILEGE`].
     pub fn start_root(&mut self, id: TaskId, outer_session: Option<u32>) -> Result<()> {
         self.leader = outer_session.filter(|_| self.detached).and_then(|session| self.start_leader(session));
-        let exit_signal = libc::SIGCHLD.cast_unsigned();
         let mut root = match (&mut self.leader, &mut self.init) {
-            (Some(leader), _) => leader.spawn(id, exit_signal, 0)?,
-            (None, Some(init)) => init.spawn(id, exit_signal, 0)?,
+            (Some(leader), _) => leader.spawn(Child::process(id))?,
+            (None, Some(init)) => init.spawn(Child::process(id))?,
+            (None, None) if self.clocks.is_some() => self.start_with_clocks(id)?,
             (None, None) => Puppet::start(id, 0, &[id.0.cast_signed()], self.place)?,
         };
         // An ignored SIGCHLD, which we may have inherited, would keep zombies from being zombies.
@@ -130,13 +139,26 @@ impl<'image> Restoring<'image> {
         Ok(())
     }
 
+    /// Makes the puppet of the root in a time namespace: as the child of our child, which ends, it is our child.
+    fn start_with_clocks(&mut self, id: TaskId) -> Result<Puppet> {
+        let Some(clocks) = self.clocks else {
+            return Err(Error::new(code::INTERNAL, "a time namespace without clocks"));
+        };
+        let mut maker = Puppet::start(id, 0, &[], self.place)?;
+        self.degraded.extend(without_clocks(clocks.give(&mut maker)));
+        let own = std::process::id().cast_signed();
+        let root = maker.spawn(Child { flags: PARENT, parent: Some(own), ..Child::process(id) })?;
+        maker.end(0)?;
+        Ok(root)
+    }
+
     /// Makes a process that leads a session of this number, as the one did that has ended and whose session the root
     /// was in. None if the number is taken: the root is then in the session of this program, which may be that very one.
     fn start_leader(&mut self, session: u32) -> Option<Puppet> {
         let number = i32::try_from(session).ok().filter(|&number| number > 1)?;
         let id = TaskId(session);
         let leader = match &mut self.init {
-            Some(init) => init.spawn(id, libc::SIGCHLD.cast_unsigned(), 0),
+            Some(init) => init.spawn(Child::process(id)),
             None if crate::proc::read::path(number, "stat").exists() => return None,
             None => Puppet::start(id, 0, &[number], self.place),
         };
@@ -144,6 +166,9 @@ impl<'image> Restoring<'image> {
         batch.must("founding a session", libc::SYS_setsid, []);
         let mut leader = leader.ok()?;
         leader.run(&batch).ok()?;
+        if let (Some(clocks), None) = (self.clocks, &self.init) {
+            self.degraded.extend(without_clocks(clocks.give(&mut leader)));
+        }
         Some(leader)
     }
 
@@ -152,7 +177,7 @@ impl<'image> Restoring<'image> {
     /// # Errors
     /// If it is gone.
     pub fn end_leader(&mut self) -> Result<()> {
-        self.leader.take().map_or(Ok(()), |mut leader| leader.end(0))
+        self.leader.take().map_or(Ok(()), |mut leader| leader.end(0).map(drop))
     }
 
     /// Drops what is not needed behind a stage.
@@ -194,6 +219,13 @@ impl<'image> Restoring<'image> {
         let root = self.system_id(self.root)?;
         Ok(Released { root, child: self.init.as_ref().map_or(root, |init| init.tid) })
     }
+}
+
+/// What it means that a tree can't have its clocks.
+fn without_clocks(given: Result<()>) -> Option<String> {
+    let error = given.err()?;
+    let why = error.why.as_deref().unwrap_or_default();
+    Some(format!("the monotonic clocks are those of this host, which are behind: {} ({why})", error.what))
 }
 
 /// How long a failed restore waits for the end of its puppets.
@@ -269,9 +301,11 @@ impl Restoring<'_> {
         // It has to be one of the PID namespace in which the tree is, where somebody must choose its ID. A number that
         // is free of processes may still be that of a group or session.
         let is_free = |id: &TaskId| !self.puppets.contains_key(id) && !self.zombies.contains_key(id);
-        let mut born = (2..32768).map(TaskId).filter(is_free).filter_map(|id| match init.spawn(id, 0, 0) {
-            Err(error) if error.code == code::PID_TAKEN => None,
-            result => Some(result),
+        let mut born = (2..32768).map(TaskId).filter(is_free).filter_map(|id| {
+            match init.spawn(Child { exit_signal: 0, ..Child::process(id) }) {
+                Err(error) if error.code == code::PID_TAKEN => None,
+                result => Some(result),
+            }
         });
         let mut mortal =
             born.next().ok_or_else(|| Error::new(code::PID_TAKEN, "no process ID is free"))??;

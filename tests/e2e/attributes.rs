@@ -2,8 +2,8 @@
 //!
 //! Most checks are the comparison of facts that every fixture makes; here are programs in unusual states.
 
-use crate::harness::case::two_rounds;
-use crate::harness::{Outcome, Topic, need_root};
+use crate::harness::case::{Case, text, two_rounds};
+use crate::harness::{Outcome, Topic, ensure, need_root};
 use crate::stage::kernel::{check, fork, pipe, put, take};
 use crate::stage::{Stage, thread, verify};
 
@@ -15,6 +15,8 @@ pub(crate) const TOPIC: Topic = Topic {
         ("limits", limits),
         ("schedule", schedule),
         ("odd", odd),
+        ("modes", modes),
+        ("dispatching", dispatching),
     ],
     cases: &[
         ("user_and_groups", as_root_user),
@@ -22,6 +24,8 @@ pub(crate) const TOPIC: Topic = Topic {
         ("limits", || two_rounds("limits")),
         ("schedule", || two_rounds("schedule")),
         ("odd_attributes", || two_rounds("odd")),
+        ("modes_of_processor_and_memory", || two_rounds("modes")),
+        ("calls_that_are_dispatched", calls_that_are_dispatched),
         ("real_time", as_root_real_time),
     ],
 };
@@ -252,4 +256,79 @@ fn odd(stage: Stage) {
         verify!(found == "15 child\n500\n", "the child says {found:?}");
         Ok(())
     });
+}
+
+/// Time stamp counter, speculation, memory that may not be made executable, memory barriers.
+fn mode_words() -> [i64; 7] {
+    let mut counter = 0_i32;
+    // SAFETY: plain integers, and a place for one.
+    unsafe {
+        libc::prctl(libc::PR_GET_TSC, &raw mut counter);
+        let speculation = [0, 1, 2].map(|kind| i64::from(libc::prctl(52, kind, 0, 0, 0)));
+        let denial = libc::prctl(libc::PR_GET_MDWE, 0, 0, 0, 0);
+        let barriers = libc::syscall(libc::SYS_membarrier, 1 << 9, 0, 0);
+        // The barrier of which this process is registered, and one of which it is not.
+        let barrier = libc::syscall(libc::SYS_membarrier, 1 << 3, 0, 0);
+        let [bypass, branches, flush] = speculation;
+        [i64::from(counter), bypass, branches, flush, i64::from(denial), barriers, barrier]
+    }
+}
+
+fn modes(stage: Stage) {
+    // SAFETY: plain integers. Not every processor lets a task choose its speculation.
+    unsafe {
+        libc::prctl(53, 0, 4, 0, 0);
+        libc::prctl(53, 1, 8, 0, 0);
+        check(libc::syscall(libc::SYS_membarrier, 1 << 4, 0, 0)).unwrap();
+        check(libc::syscall(libc::SYS_membarrier, 1 << 2, 0, 0)).unwrap();
+    }
+    let (ask, answer) = (pipe(0), pipe(0));
+    // Its clock would need the counter, so it looks at none.
+    fork(|| {
+        // SAFETY: plain integers.
+        unsafe {
+            libc::prctl(libc::PR_SET_TSC, libc::PR_TSC_SIGSEGV);
+            libc::prctl(libc::PR_SET_MDWE, libc::PR_MDWE_REFUSE_EXEC_GAIN, 0, 0, 0);
+        }
+        while let Ok([_]) = take(ask[0], 1).as_deref() {
+            let bytes: Vec<u8> = mode_words().iter().flat_map(|word| word.to_ne_bytes()).collect();
+            put(answer[1], &bytes).unwrap();
+        }
+        0
+    });
+    let all = move || {
+        put(ask[1], b"?").map_err(|error| error.to_string())?;
+        let child = take(answer[0], 100).map_err(|error| error.to_string())?;
+        let child: Vec<i64> = child
+            .chunks_exact(8)
+            .map(|word| i64::from_ne_bytes(word.try_into().expect("eight bytes")))
+            .collect();
+        Ok::<_, String>((mode_words(), child))
+    };
+    let before = all().unwrap();
+    assert_eq!((before.0[0], before.1[0], before.1[4]), (1, 2, 1));
+    stage.serve(move |_| {
+        let now = all()?;
+        verify!(now == before, "{before:?} became {now:?}");
+        Ok(())
+    });
+}
+
+fn dispatching(stage: Stage) {
+    // PR_SET_SYSCALL_USER_DISPATCH, on, but for all addresses: nothing is dispatched as long as they are those.
+    // SAFETY: plain integers, and no selector.
+    check(unsafe { libc::prctl(59, 1, 0, (1_u64 << 47) - 4096, 0) }).unwrap();
+    stage.serve(|_| Ok(()));
+}
+
+/// A stub's calls would be dispatched too.
+fn calls_that_are_dispatched() -> Outcome {
+    let mut case = Case::new()?;
+    let root = case.start("dispatching", &[])?;
+    let image = case.path("refused.vckpt");
+    let ran = case.vckpt(&["dump", &root.to_string(), "-o", text(&image)])?;
+    ran.refused(&[3])?;
+    ensure!(ran.stderr.contains("syscall user dispatch"), "not by name: {}", ran.describe());
+    case.ask()?;
+    case.finish(root)
 }

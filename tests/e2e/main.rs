@@ -28,10 +28,12 @@
 
 mod harness;
 mod stage;
+mod status;
 
 mod aio;
 mod attributes;
 mod blocked;
+mod clocks;
 mod commands;
 mod damaged;
 mod databases;
@@ -53,8 +55,11 @@ mod ptys;
 mod ranges;
 mod refusals;
 mod runtimes;
+mod sandbox;
 mod segments;
 mod servers;
+mod shapes;
+mod sharing;
 mod signals;
 mod small_stacks;
 mod sockets;
@@ -102,16 +107,21 @@ const TOPICS: &[Topic] = &[
     watches::TOPIC,
     sockets::TOPIC,
     over::TOPIC,
+    status::TOPIC,
     terminal::TOPIC,
     ptys::TOPIC,
     ipc::TOPIC,
     kills::TOPIC,
+    sandbox::TOPIC,
     servers::TOPIC,
+    shapes::TOPIC,
+    sharing::TOPIC,
     workloads::TOPIC,
     runtimes::TOPIC,
     databases::TOPIC,
     refusals::TOPIC,
     damaged::TOPIC,
+    clocks::TOPIC,
     commands::TOPIC,
 ];
 

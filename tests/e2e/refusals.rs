@@ -14,12 +14,11 @@ use crate::harness::process::{alive, children, describe, signal, spawn, until, w
 use crate::harness::programs::free_port;
 use crate::harness::{Outcome, Topic, ensure, is_root, need_root, skip};
 use crate::kills::{outside, same_again};
-use crate::stage::kernel::fork;
 use crate::stage::{Stage, thread, verify};
 
 pub(crate) const TOPIC: Topic = Topic {
     name: "refusals",
-    fixtures: &[("bound", bound), ("sharing-siblings", sharing_siblings), ("short-of", short_of)],
+    fixtures: &[("bound", bound), ("short-of", short_of)],
     cases: &[
         ("no_such_process", no_such_process),
         ("process_of_somebody_else", process_of_somebody_else),
@@ -28,7 +27,6 @@ pub(crate) const TOPIC: Topic = Topic {
         ("usage", usage),
         ("target_dies_midway", target_dies_midway),
         ("namespaces", namespaces),
-        ("siblings_that_share", siblings_that_share),
         ("no_descriptor_left", || nothing_left("descriptors")),
         ("no_memory_left", || nothing_left("memory")),
         ("output_exists", output_exists),
@@ -191,34 +189,6 @@ fn output_folder_missing() -> Outcome {
 }
 
 /// A program that listens at two paths and at a port.
-/// Two children, of which the second has the descriptor table of the first.
-fn sharing_siblings(stage: Stage) {
-    fork(|| {
-        let flags = libc::CLONE_PARENT | libc::CLONE_FILES | libc::SIGCHLD;
-        // SAFETY: without CLONE_VM this is a fork; both go on here, and wait to be killed.
-        unsafe {
-            libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0);
-            loop {
-                libc::pause();
-            }
-        }
-    });
-    stage.serve(|_| Ok(()));
-}
-
-/// Not supported yet, and not to be seen from their parent alone.
-fn siblings_that_share() -> Outcome {
-    let mut case = Case::new()?;
-    let root = case.start("sharing-siblings", &[])?;
-    until("two children", Duration::from_secs(10), || (children(root).len() == 2).then_some(()))?;
-    let image = case.path("refused.vckpt");
-    let ran = case.vckpt(&["dump", &root.to_string(), "-o", text(&image)])?;
-    ran.refused(&[3])?;
-    ensure!(ran.stderr.contains("it shares descriptors with another process"), "{}", ran.describe());
-    case.ask()?;
-    case.finish(root)
-}
-
 /// Eight threads in a process that has nothing left for all of their stubs, but something for a few.
 fn short_of(stage: Stage) {
     for _ in 0..8 {

@@ -5,33 +5,26 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Barrier, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-use crate::harness::case::{Case, text, two_rounds};
-use crate::harness::{Outcome, Topic, ensure};
-use crate::stage::kernel::{block, check, members};
+use crate::harness::Topic;
+use crate::harness::case::two_rounds;
+use crate::stage::kernel::{block, check, fork, members, pipe, put, take, wait};
 use crate::stage::{Stage, Verdict, thread, verify};
 
 pub(crate) const TOPIC: Topic = Topic {
     name: "threads",
-    fixtures: &[("eight", eight), ("robust", robust), ("leader-gone", leader_gone)],
+    fixtures: &[
+        ("eight", eight),
+        ("robust", robust),
+        ("leader-gone", leader_gone),
+        ("leader-gone-child", leader_gone_child),
+    ],
     cases: &[
         ("eight", || two_rounds("eight")),
         ("robust_mutex", || two_rounds("robust")),
-        ("leader_has_exited", leader_has_exited),
+        ("leader_has_exited", || two_rounds("leader-gone")),
+        ("leader_has_exited_in_a_child", || two_rounds("leader-gone-child")),
     ],
 };
-
-/// Not supported yet: the dump is refused by name, and the program goes on.
-fn leader_has_exited() -> Outcome {
-    let mut case = Case::new()?;
-    let root = case.start("leader-gone", &[])?;
-    let image = case.path("refused.vckpt");
-    let ran = case.vckpt(&["dump", &root.to_string(), "-o", text(&image)])?;
-    ran.refused(&[3])?;
-    ensure!(ran.stderr.contains("its first thread has ended"), "not by name: {}", ran.describe());
-    ensure!(!image.exists(), "a refused dump left an image: {}", ran.describe());
-    case.ask()?;
-    case.finish(root)
-}
 
 thread_local! {
     static SECRET: Cell<u64> = const { Cell::new(0) };
@@ -179,21 +172,91 @@ fn robust(stage: Stage) {
     });
 }
 
+/// Waits until the leader of this process is a zombie.
+fn wait_for_the_end_of_the_leader() {
+    let leader = std::process::id();
+    let status = format!("/proc/self/task/{leader}/status");
+    while std::fs::read_to_string(&status).is_ok_and(|text| !text.contains("State:\tZ")) {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// What is left of a leader: its name, its state, and who it was.
+fn leader() -> String {
+    let leader = std::process::id();
+    let text = std::fs::read_to_string(format!("/proc/self/task/{leader}/status")).unwrap_or_default();
+    // The last field is its wait status.
+    let stat = std::fs::read_to_string(format!("/proc/{leader}/stat")).unwrap_or_default();
+    let status = stat.split_ascii_whitespace().last().unwrap_or_default().to_owned();
+    let wanted = ["Name:", "State:", "Uid:", "Gid:", "CapEff:", "NoNewPrivs:"];
+    let lines = text.lines().filter(|line| wanted.iter().any(|name| line.starts_with(name)));
+    lines.chain([status.as_str()]).collect::<Vec<_>>().join(" ")
+}
+
+/// Ends this thread alone.
+fn end_thread(status: i32) -> ! {
+    // SAFETY: ends this thread alone; it holds nothing that anybody needs.
+    unsafe { libc::syscall(libc::SYS_exit, status) };
+    unreachable!("a thread that has ended")
+}
+
 /// The thread-group leader has exited; another thread goes on.
 fn leader_gone(stage: Stage) {
     std::thread::spawn(move || {
-        let leader = std::process::id();
-        let status = format!("/proc/self/task/{leader}/status");
-        while std::fs::read_to_string(&status).is_ok_and(|text| !text.contains("State:\tZ")) {
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        stage.serve(|_| {
-            let text = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-            verify!(text.contains("State:\tZ"), "the leader is alive again: {text}");
+        wait_for_the_end_of_the_leader();
+        let before = leader();
+        assert!(before.contains("State:\tZ") && before.ends_with(&format!(" {}", 7 << 8)), "{before}");
+        stage.serve(move |_| {
+            let now = leader();
+            verify!(now == before, "the leader: {before} became {now}");
             Ok(())
         });
         std::process::exit(0);
     });
-    // SAFETY: ends this thread alone; it holds nothing that anybody needs.
-    unsafe { libc::syscall(libc::SYS_exit, 0) };
+    end_thread(7)
+}
+
+/// A child whose leader has ended. It has a child that wants to hear of the end of its parent, which is the thread.
+fn leader_gone_child(stage: Stage) {
+    let orders = pipe(0);
+    let (answers, grandchild) = (pipe(0), pipe(0));
+    let child = fork(|| {
+        std::thread::spawn(move || {
+            wait_for_the_end_of_the_leader();
+            let child = fork(|| {
+                // SAFETY: plain integers.
+                unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+                put(answers[1], b"r").unwrap();
+                // Until it is killed.
+                drop(take(grandchild[0], 1));
+                1
+            });
+            loop {
+                let Ok(order) = take(orders[0], 1) else { end_thread(1) };
+                if order == b"e" {
+                    end_thread(1);
+                }
+                // Whether the child is there, and whose it is.
+                let own = std::process::id();
+                // SAFETY: plain numbers.
+                let tid = unsafe { libc::syscall(libc::SYS_gettid) };
+                let list = std::fs::read_to_string(format!("/proc/{own}/task/{tid}/children"));
+                let good = list.is_ok_and(|list| list.trim() == child.to_string());
+                put(answers[1], if good { b"g" } else { b"b" }).unwrap();
+            }
+        });
+        end_thread(7)
+    });
+    assert_eq!(take(answers[0], 1).unwrap(), b"r");
+    stage.serve_except(&["child "], move |number| {
+        put(orders[1], b"?").map_err(|error| error.to_string())?;
+        let answer = take(answers[0], 1).map_err(|error| error.to_string())?;
+        verify!(answer == b"g", "the child of the second thread is not its child any more");
+        if number == 3 {
+            put(orders[1], b"e").map_err(|error| error.to_string())?;
+            let status = wait(child).map_err(|error| error.to_string())?;
+            verify!(status == 1 << 8, "the child ended with {status:#x}");
+        }
+        Ok(())
+    });
 }

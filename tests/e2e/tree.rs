@@ -50,13 +50,13 @@ fn session_of_an_ended_leader() -> Outcome {
 }
 
 /// Identity of the calling process.
-fn identity() -> [i32; 4] {
+pub(crate) fn identity() -> [i32; 4] {
     // SAFETY: getters without pointers.
     unsafe { [libc::getpid(), libc::getppid(), libc::getpgid(0), libc::getsid(0)] }
 }
 
 /// A member of the tree: answers each byte on one pipe with its identity on another, then a child's answer.
-fn member(ask: i32, answer: i32) -> i32 {
+pub(crate) fn member(ask: i32, answer: i32) -> i32 {
     loop {
         match take(ask, 1) {
             Ok(bytes) if bytes.is_empty() => return 0,
@@ -73,7 +73,7 @@ fn member(ask: i32, answer: i32) -> i32 {
     }
 }
 
-fn ask_all(asks: &[[i32; 2]], answers: &[[i32; 2]]) -> Result<Vec<[i32; 4]>, String> {
+pub(crate) fn ask_all(asks: &[[i32; 2]], answers: &[[i32; 2]]) -> Result<Vec<[i32; 4]>, String> {
     let mut all = Vec::new();
     for (ask, answer) in asks.iter().zip(answers) {
         put(ask[1], b"?").map_err(|error| error.to_string())?;

@@ -9,6 +9,8 @@
 //! For processes:
 //! - they are one tree, whose root is that of the snapshot; a parent has not ended;
 //! - a living process has one record for each of its threads, and there are no other threads;
+//! - the thread whose child a process is belongs to its parent; who has the signal handlers of another process has its
+//!   memory too;
 //! - a process has at most one status, which says that it has ended if and only if it has.
 //!
 //! For memory:

@@ -14,6 +14,8 @@ pub(super) struct Tree {
     processes: BTreeMap<TaskId, Member>,
     /// The threads that processes have, and no record so far; with their processes.
     threads: HashMap<TaskId, TaskId>,
+    /// The processes of all threads.
+    owners: HashMap<TaskId, TaskId>,
     /// Most threads that there can be.
     thread_records: usize,
     states: HashSet<TaskId>,
@@ -24,6 +26,10 @@ pub(super) struct Tree {
 struct Member {
     record: usize,
     parent: Option<TaskId>,
+    /// The thread of the parent that it is a child of, if it is not the leader.
+    parent_thread: Option<TaskId>,
+    /// The process that has its signal handlers too.
+    handlers_of: Option<TaskId>,
     /// Its memory, if it lives.
     memory: Option<MemoryId>,
 }
@@ -35,7 +41,7 @@ impl Tree {
     /// A tree that must have this root, in an image with so many records of threads.
     pub(super) fn new(root: TaskId, thread_records: usize) -> Self {
         let (processes, threads, states) = (BTreeMap::new(), HashMap::new(), HashSet::new());
-        Self { root, processes, threads, thread_records, states }
+        Self { root, processes, threads, owners: HashMap::new(), thread_records, states }
     }
 
     /// Adds a process.
@@ -48,15 +54,18 @@ impl Tree {
             });
         }
         let memory = process.living.as_ref().map(|living| living.memory);
+        let handlers_of = process.living.as_ref().and_then(|living| living.handlers_of);
         for thread in process.living.map(|living| living.threads).unwrap_or_default() {
             if self.threads.len() == self.thread_records {
                 return refuse("there are fewer records of threads than threads".to_owned());
             }
+            self.owners.insert(thread, process.id);
             if self.threads.insert(thread, process.id).is_some() {
                 return refuse(format!("thread {thread} is named a second time"));
             }
         }
-        let member = Member { record, parent: process.parent, memory };
+        let Process { parent, parent_thread, .. } = process;
+        let member = Member { record, parent, parent_thread, handlers_of, memory };
         if self.processes.insert(process.id, member).is_some() {
             return refuse(format!("there is a second process {}", process.id));
         }
@@ -111,6 +120,7 @@ impl Tree {
                 }
             }
         }
+        self.relations()?;
         let depths = self.depths()?;
         let mut first: HashMap<MemoryId, (usize, usize, TaskId)> = HashMap::new();
         for (&id, member) in &self.processes {
@@ -125,6 +135,25 @@ impl Tree {
         }
         let parent_memory = |id: TaskId| self.processes.get(&self.processes.get(&id)?.parent?)?.memory;
         Ok(first.into_iter().map(|(memory, (_, _, id))| (memory, parent_memory(id))).collect())
+    }
+
+    /// Checks threads of parents, and who has whose signal handlers.
+    fn relations(&self) -> Result<(), Finding> {
+        for member in self.processes.values() {
+            let refuse = |why: String| Err(Finding::new(member.record, why));
+            if let Some(thread) = member.parent_thread
+                && self.owners.get(&thread).copied() != member.parent
+            {
+                return refuse(format!("thread {thread} is not one of its parent"));
+            }
+            let Some(other) = member.handlers_of else { continue };
+            let theirs = self.processes.get(&other);
+            let is_first = theirs.is_some_and(|theirs| theirs.handlers_of.is_none());
+            if !is_first || theirs.and_then(|theirs| theirs.memory) != member.memory {
+                return refuse(format!("it can't have the signal handlers of process {other}"));
+            }
+        }
+        Ok(())
     }
 
     /// How far every process is from the root.

@@ -28,6 +28,11 @@ pub struct LightweightProcess {
     pub rseq: Option<Rseq>,
     /// `PR_GET_PDEATHSIG`, 0 for none.
     pub parent_death_signal: u32,
+    /// `PR_GET_TSC`: whether it may read the time stamp counter; 0 if the kernel does not tell.
+    pub time_stamp_counter: u32,
+    /// `PR_GET_SPECULATION_CTRL` of store bypass, indirect branches, and the flush of the level 1 cache; 0 where that is
+    /// not the task's own affair.
+    pub speculation: [u32; 3],
     /// The wait that was interrupted, if it had a limit of time.
     pub wait: Option<Wait>,
     /// Addresses of instructions of the program itself: `syscall; ret`, and the C library's `rt_sigreturn`.

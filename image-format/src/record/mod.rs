@@ -33,6 +33,7 @@ pub mod process_map;
 pub mod process_status;
 pub mod pseudo_terminal;
 pub mod resource_limit;
+pub mod sandbox;
 pub mod schedule_control;
 pub mod semaphore;
 pub mod shared_segment;
@@ -147,6 +148,7 @@ pub const REGISTRY: &[Entry] = &[
     entry::<process_map::ProcessMap>(),
     entry::<mmap_memory::MmapMemory>(),
     entry::<shared_segment::SharedSegment>(),
+    entry::<sandbox::Sandbox>(),
     entry::<signal::Signal>(),
     entry::<alarm::Alarm>(),
     entry::<credentials::Credentials>(),

@@ -12,6 +12,8 @@ pub struct Process {
     pub id: TaskId,
     /// Its parent within the image; none for the root.
     pub parent: Option<TaskId>,
+    /// The thread of the parent that it is a child of, if that is not the leader.
+    pub parent_thread: Option<TaskId>,
     /// The process group, which may be led by a process outside the image (0: of another namespace).
     pub process_group: u32,
     /// The session, which may be led by a process outside the image (0: of another namespace).
@@ -33,8 +35,12 @@ pub struct Living {
     pub descriptor_table: DescriptorTableId,
     /// Its current directory, root and umask.
     pub file_system_context: FileSystemContextId,
-    /// Its threads; the first is the leader, with the ID of the process.
+    /// Its threads; the first is the leader, with the ID of the process, unless that has ended.
     pub threads: Vec<TaskId>,
+    /// What is left of the leader, if it has ended while others run.
+    pub ended_leader: Option<EndedLeader>,
+    /// The first process of the image that has the same signal handlers, if that is another one.
+    pub handlers_of: Option<TaskId>,
     /// `personality(2)`.
     pub personality: u32,
     /// `PR_GET_DUMPABLE`.
@@ -45,8 +51,31 @@ pub struct Living {
     pub oom_score_adjustment: i32,
     /// `/proc/<pid>/coredump_filter`; none if the kernel writes no core dumps.
     pub core_dump_filter: Option<u32>,
+    /// `PR_GET_MDWE`: whether memory may be writable and executable.
+    pub deny_write_execute: u32,
+    /// What is registered with membarrier(2): `MEMBARRIER_CMD_REGISTER_…`.
+    pub memory_barriers: u32,
     /// `PR_GET_THP_DISABLE`: 0, or 1 with the flags of `PR_SET_THP_DISABLE`.
     pub huge_pages_disabled: u32,
+}
+
+/// A leader that has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndedLeader {
+    /// Its wait status.
+    pub status: u32,
+    /// The signals that it blocked; bit 0 is signal 1.
+    pub mask: u64,
+}
+
+impl Process {
+    /// Its tasks, the leader first, also if it has ended while others run; none if the process has ended.
+    #[must_use]
+    pub fn tasks(&self) -> Vec<TaskId> {
+        let Some(living) = &self.living else { return Vec::new() };
+        let leader = living.ended_leader.map(|_| self.id);
+        leader.into_iter().chain(living.threads.iter().copied()).collect()
+    }
 }
 
 impl Record for Process {
@@ -62,11 +91,13 @@ impl Record for Process {
     }
 
     fn refers(&self) -> Vec<Identity> {
-        let mut identities: Vec<Identity> = self.parent.iter().map(|&parent| parent.into()).collect();
+        let parents = self.parent.iter().chain(&self.parent_thread);
+        let mut identities: Vec<Identity> = parents.map(|&parent| parent.into()).collect();
         if let Some(living) = &self.living {
             identities.push(living.memory.into());
             identities.push(living.descriptor_table.into());
             identities.push(living.file_system_context.into());
+            identities.extend(living.handlers_of.map(Identity::from));
             identities.extend(living.threads.iter().map(|&thread| Identity::from(thread)));
         }
         identities
@@ -80,6 +111,11 @@ impl Record for Process {
             return Err(format!("exit signal {} is out of range", self.exit_signal));
         }
         match &self.living {
+            Some(living) if living.threads.is_empty() => Err("it lives without a thread".to_owned()),
+            Some(living) if living.ended_leader.is_some() => match living.threads.contains(&self.id) {
+                true => Err("the leader has ended, but is a thread".to_owned()),
+                false => Ok(()),
+            },
             Some(living) if living.threads.first() != Some(&self.id) => {
                 Err("the first thread is not the leader".to_owned())
             }

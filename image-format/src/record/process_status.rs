@@ -13,6 +13,8 @@ pub struct ProcessStatus {
     pub state: State,
     /// Whether it was stopped and its parent can still wait for that.
     pub stop_untold: bool,
+    /// Whether it was continued after a stop and its parent can still wait for that.
+    pub continue_untold: bool,
 }
 
 /// What a process is doing.

@@ -20,6 +20,8 @@ pub struct Snapshot {
     pub monotonic: i64,
     /// `CLOCK_BOOTTIME` at the freeze as the application saw it, in nanoseconds.
     pub boottime: i64,
+    /// Whether the application was in another time namespace than who made the image.
+    pub time_namespace: bool,
     /// `/proc/sys/kernel/random/boot_id` of the host.
     pub boot_id: String,
     /// Bits of the extended processor state that the host has enabled (XCR0).

@@ -40,7 +40,8 @@ fn the_root_is_that_of_the_snapshot() {
 
 #[test]
 fn states() {
-    let status = |state| ProcessStatus { process: TaskId(7), state, stop_untold: false };
+    let status =
+        |state| ProcessStatus { process: TaskId(7), state, stop_untold: false, continue_untold: false };
     open(&with(0, &[status(State::Zombie { status: 0 })])).unwrap();
     assert_eq!(why(&with(0, &[status(State::Running)])), "the process lives, but has no threads");
     let twice = [status(State::Zombie { status: 0 }), status(State::Zombie { status: 0 })];

@@ -57,6 +57,7 @@ fn snapshot() -> Snapshot {
         realtime: 1_700_000_000_000_000_000,
         monotonic: 12_345,
         boottime: 23_456,
+        time_namespace: false,
         boot_id: "00000000-0000-0000-0000-000000000000".to_owned(),
         xstate_features: 7,
         xstate_size: 832,
@@ -73,6 +74,7 @@ fn ended(id: u32, parent: Option<u32>) -> Process {
         process_group: 7,
         session: 7,
         command: Text::from("counter"),
+        parent_thread: None,
         exit_signal: 17,
         living: None,
     }
@@ -158,6 +160,7 @@ fn sample() -> Vec<u8> {
                 process: TaskId(7),
                 state: State::Zombie { status: 256 },
                 stop_untold: false,
+                continue_untold: false,
             })
             .unwrap();
         writer.record(&map(0, true, &[(0x1000, 0x3000), (0x3000, 0x5000)])).unwrap();

@@ -51,7 +51,12 @@ fn versions_and_flags_that_do_not_exist() {
 
 #[test]
 fn data_that_is_no_such_record_is_refused() {
-    let status = ProcessStatus { process: TaskId(7), state: State::Zombie { status: 0 }, stop_untold: false };
+    let status = ProcessStatus {
+        process: TaskId(7),
+        state: State::Zombie { status: 0 },
+        stop_untold: false,
+        continue_untold: false,
+    };
     let mut data = encode(&status).unwrap();
     let code = Kind::ProcessStatus.code();
     open(&image(code, ProcessStatus::VERSION, MUST_UNDERSTAND, "status", &data)).unwrap();

@@ -39,6 +39,7 @@ fn image() -> View {
             realtime: 0,
             monotonic: 0,
             boottime: 0,
+            time_namespace: false,
             boot_id: String::new(),
             xstate_features: 0,
             xstate_size: 0,
@@ -51,11 +52,21 @@ fn image() -> View {
     process(&mut writer, 13, Some(10), None);
     add(
         &mut writer,
-        &ProcessStatus { process: TaskId(12), state: State::Stopped { signal: 19 }, stop_untold: false },
+        &ProcessStatus {
+            process: TaskId(12),
+            state: State::Stopped { signal: 19 },
+            stop_untold: false,
+            continue_untold: false,
+        },
     );
     add(
         &mut writer,
-        &ProcessStatus { process: TaskId(13), state: State::Zombie { status: 0 }, stop_untold: false },
+        &ProcessStatus {
+            process: TaskId(13),
+            state: State::Zombie { status: 0 },
+            stop_untold: false,
+            continue_untold: false,
+        },
     );
     for (id, owner) in [(10, 10), (11, 10), (12, 12)] {
         thread(&mut writer, id, owner);
@@ -99,17 +110,24 @@ fn process(writer: &mut Writer, id: u32, parent: Option<u32>, living: Option<(u3
         descriptor_table: DescriptorTableId(0),
         file_system_context: FileSystemContextId(0),
         threads: threads.iter().copied().map(TaskId).collect(),
+        ended_leader: None,
+        handlers_of: None,
         personality: 0,
         dumpable: 1,
         child_subreaper: false,
         oom_score_adjustment: 0,
         core_dump_filter: Some(0x33),
+        deny_write_execute: 0,
+        memory_barriers: 0,
         huge_pages_disabled: 0,
     });
     let parent = parent.map(TaskId);
     let command = "tool".into();
     let (id, process_group, session, exit_signal) = (TaskId(id), 10, 10, 17);
-    add(writer, &Process { id, parent, process_group, session, command, exit_signal, living });
+    add(
+        writer,
+        &Process { id, parent, parent_thread: None, process_group, session, command, exit_signal, living },
+    );
 }
 
 fn thread(writer: &mut Writer, id: u32, process: u32) {
@@ -123,6 +141,8 @@ fn thread(writer: &mut Writer, id: u32, process: u32) {
         clear_child_tid: 0,
         rseq: None,
         parent_death_signal: 0,
+        time_stamp_counter: 1,
+        speculation: [0; 3],
         wait: None,
         instructions: None,
     };

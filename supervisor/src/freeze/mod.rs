@@ -53,11 +53,17 @@ pub fn inject(frozen: &mut Frozen) -> Result<()> {
     let mut problems = Problems::new();
     let mut cache = HashMap::new();
     let (mut by_themselves, mut by_others) = (Places::new(), Places::new());
+    let mut taken: BTreeMap<u32, usize> = BTreeMap::new();
     for (index, process) in frozen.processes.iter().enumerate() {
         if process.threads.is_empty() {
             continue;
         }
-        let places = places(process, &mut cache).map_err(|error| error.about(process.subject()));
+        let sharing = frozen.processes.iter().filter(|other| other.shares.memory == process.shares.memory);
+        let all = sharing.map(|process| process.threads.len()).sum();
+        let first = taken.entry(process.shares.memory).or_insert(0);
+        let areas = (*first, all);
+        *first += process.threads.len();
+        let places = places(process, areas, &mut cache).map_err(|error| error.about(process.subject()));
         let Some(mut places) = problems.take(places) else { continue };
         // If there is none on its own stack, the one with the most room.
         let best = places.iter().map(|(_, place)| place.room).min().unwrap_or(Room::None);
@@ -74,11 +80,15 @@ pub fn inject(frozen: &mut Frozen) -> Result<()> {
     agent::inject_into_areas(injections(frozen, &by_others))
 }
 
-/// A place for each thread of a process.
-fn places(process: &FrozenProcess, cache: &mut gadgets::Cache) -> Result<Vec<(usize, Place)>> {
+/// A place for each thread of a process: from which number on its areas are, of how many in the memory.
+fn places(
+    process: &FrozenProcess,
+    (first, all): (usize, usize),
+    cache: &mut gadgets::Cache,
+) -> Result<Vec<(usize, Place)>> {
     let gadgets = gadgets::find(&process.maps, &process.memory, cache)?;
     let length = protocol::AREA_LENGTH as u64;
-    let start = room::find(&process.maps, length * process.threads.len() as u64)?;
+    let start = room::find(&process.maps, length * all as u64)? + length * first as u64;
     let places = process.threads.iter().enumerate().map(|(index, thread)| {
         let room = stack::below(&process.maps, thread.agent.registers(), thread.agent.xstate().len());
         (index, Place { area: start + length * index as u64, room, gadgets })

@@ -1,12 +1,12 @@
 //! What tasks share that is neither a thread's with its process nor, like an open file, found elsewhere: memory,
-//! descriptor tables, file system contexts, signal handlers. Shared across processes, or not shared within one, it is
-//! refused by name.
+//! descriptor tables, file system contexts, signal handlers. Not shared within a process, it is refused by name.
 
 use crate::error::{Error, Problems, Result, code};
-use crate::frozen::FrozenProcess;
+use crate::frozen::{FrozenProcess, Shares};
 use crate::sys::process::{self, Compare};
 use nix::errno::Errno;
 use std::cmp::Ordering;
+use std::collections::BTreeMap;
 
 const KINDS: [(Compare, &str); 4] = [
     (Compare::Memory, "memory"),
@@ -15,21 +15,37 @@ const KINDS: [(Compare, &str); 4] = [
     (Compare::SignalHandlers, "signal handlers"),
 ];
 
-/// Refuses what tasks share in other ways than ordinary processes and threads do.
+/// Notes which processes share what.
 ///
 /// # Errors
-/// [`code::SHARED_BETWEEN_PROCESSES`], [`code::TASK_STATE`]; [`code::PROC`] if the kernel does not tell. All at once.
-pub(super) fn refuse(processes: &[FrozenProcess]) -> Result<()> {
+/// [`code::TASK_STATE`] if a thread does not share what its process has; [`code::PROC`] if the kernel does not tell.
+/// All at once.
+pub(super) fn find(processes: &mut [FrozenProcess]) -> Result<()> {
     let mut problems = Problems::new();
-    let living: Vec<&FrozenProcess> =
-        processes.iter().filter(|process| !process.threads.is_empty()).collect();
     for (kind, word) in KINDS {
-        for process in &living {
+        let living = || processes.iter().filter(|process| !process.threads.is_empty());
+        living().for_each(|process| {
             problems.take(within(kind, word, process));
+        });
+        let living: Vec<&FrozenProcess> = living().collect();
+        let Some(firsts) = problems.take(across(kind, word, &living)) else { continue };
+        for process in processes.iter_mut() {
+            let Some(&first) = firsts.get(&process.index) else { continue };
+            *process.shares.of(kind) = first;
         }
-        problems.take(across(kind, word, &living));
     }
     problems.finish()
+}
+
+impl Shares {
+    fn of(&mut self, kind: Compare) -> &mut u32 {
+        match kind {
+            Compare::Files => &mut self.descriptors,
+            Compare::FileSystem => &mut self.file_system,
+            Compare::SignalHandlers => &mut self.handlers,
+            Compare::Memory | Compare::File | Compare::Io | Compare::SemaphoreUndo => &mut self.memory,
+        }
+    }
 }
 
 /// All threads of a process share it.
@@ -37,7 +53,7 @@ fn within(kind: Compare, word: &str, process: &FrozenProcess) -> Result<()> {
     let mut problems = Problems::new();
     for thread in process.threads.iter().skip(1) {
         let same =
-            process::order(kind, process.pid, thread.tid).map_err(|errno| unknown(word, process, errno));
+            process::order(kind, process.view, thread.tid).map_err(|errno| unknown(word, process, errno));
         if problems.take(same).is_some_and(|order| !order.is_eq()) {
             let what = format!("its thread {} does not share {word} with the others", thread.id);
             problems.push(Error::new(code::TASK_STATE, what).about(process.subject()));
@@ -46,15 +62,15 @@ fn within(kind: Compare, word: &str, process: &FrozenProcess) -> Result<()> {
     problems.finish()
 }
 
-/// No two processes share it. The kernel tells of any two in which order they come, so that not each has to be
-/// compared with each.
-fn across(kind: Compare, word: &str, living: &[&FrozenProcess]) -> Result<()> {
-    let mut problems = Problems::new();
+/// For each process the first one that shares it, by their places in the tree. The kernel tells of any two in which
+/// order they come, so that not each has to be compared with each.
+fn across(kind: Compare, word: &str, living: &[&FrozenProcess]) -> Result<BTreeMap<u32, u32>> {
     let mut sorted: Vec<&FrozenProcess> = Vec::with_capacity(living.len());
+    let mut firsts = BTreeMap::new();
     for process in living {
         let mut failure = None;
         let place = sorted.binary_search_by(|other| {
-            process::order(kind, other.pid, process.pid).unwrap_or_else(|errno| {
+            process::order(kind, other.view, process.view).unwrap_or_else(|errno| {
                 failure = Some(unknown(word, process, errno));
                 Ordering::Less
             })
@@ -62,17 +78,16 @@ fn across(kind: Compare, word: &str, living: &[&FrozenProcess]) -> Result<()> {
         if let Some(failure) = failure {
             return Err(failure);
         }
-        match place {
-            Ok(place) => {
-                let what = format!("it shares {word} with another process");
-                let error = Error::new(code::SHARED_BETWEEN_PROCESSES, what).about(process.subject());
-                let other = sorted.get(place).map(|other| format!("with {}", other.subject()));
-                problems.push(error.because(other.unwrap_or_default()));
+        let first = match place {
+            Ok(place) => sorted.get(place).map_or(process.index, |first| first.index),
+            Err(place) => {
+                sorted.insert(place, process);
+                process.index
             }
-            Err(place) => sorted.insert(place, process),
-        }
+        };
+        firsts.insert(process.index, first);
     }
-    problems.finish()
+    Ok(firsts)
 }
 
 fn unknown(word: &str, process: &FrozenProcess, errno: Errno) -> Box<Error> {

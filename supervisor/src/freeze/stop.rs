@@ -67,9 +67,6 @@ const VFORK_SUSPICION: Duration = Duration::from_millis(2);
 /// How long what still moves is waited for when a freeze has failed.
 const LETTING_GO: Duration = Duration::from_secs(1);
 
-/// The other threads of a process that ends do so within this time after its leader.
-const END_OF_THREADS: Duration = Duration::from_millis(50);
-
 /// Stops a process and all its descendants.
 ///
 /// # Errors
@@ -123,7 +120,7 @@ fn stop_all(
             return Err(Error::new(code::TREE_UNSETTLED, "new tasks kept appearing"));
         }
     }
-    if !tree.tasks.contains_key(&root) {
+    if !tree.tasks.values().any(|task| task.pid == root) {
         return Err(Error::new(code::TARGET_DIED, "the process ended while it was being stopped")
             .about(Subject { task: u32::try_from(root).ok(), ..Subject::default() }));
     }
@@ -183,12 +180,9 @@ fn note_zombie(pid: i32, tid: i32, root: i32, tree: &mut StoppedTree) -> Result<
     if tid != pid || state(tid).is_none() {
         return Ok(false);
     }
-    let begin = Instant::now();
-    while read::numbers(pid, "task").is_ok_and(|threads| threads.into_iter().any(|tid| !ended(tid))) {
-        if begin.elapsed() > END_OF_THREADS {
-            return Err(without_leader(pid));
-        }
-        std::thread::sleep(Duration::from_micros(50));
+    if read::numbers(pid, "task").is_ok_and(|threads| threads.into_iter().any(|tid| !ended(tid))) {
+        // Only its leader has ended; the others are traced as those of any process.
+        return Ok(false);
     }
     if pid == root {
         return Err(Error::new(code::NO_PROCESS, "the process has ended already")
@@ -208,13 +202,6 @@ fn state(tid: i32) -> Option<u8> {
 /// Whether a task has ended, waited for or not.
 fn ended(tid: i32) -> bool {
     matches!(state(tid), None | Some(b'Z' | b'X'))
-}
-
-fn without_leader(pid: i32) -> Box<Error> {
-    let name = read::file(pid, "comm").unwrap_or_default();
-    let name = String::from_utf8_lossy(&name).trim_end().to_owned();
-    Error::new(code::TASK_STATE, "its first thread has ended while others run")
-        .about(Subject::task(pid.cast_unsigned(), name))
 }
 
 fn tracer(tid: i32) -> Option<u32> {
@@ -243,7 +230,11 @@ fn settle(
         for tid in moving.keys().copied().collect::<Vec<_>>() {
             let Some((pid, running)) = moving.remove(&tid) else { continue };
             match running.poll()? {
-                Err(running) if begin.elapsed() > VFORK_SUSPICION && running.has_ended() => progress = true,
+                Err(running) if begin.elapsed() > VFORK_SUSPICION && running.has_ended() => {
+                    progress = true;
+                    // If it has ended since the look above, its parent is to hear of it.
+                    let _ = running.poll()?;
+                }
                 Err(running) => {
                     moving.insert(tid, (pid, running));
                 }

@@ -3,15 +3,19 @@
 use super::sharing;
 use super::stop::StoppedTree;
 use crate::error::{Error, Problems, Result, Subject, code};
-use crate::frozen::{Frozen, FrozenProcess, FrozenThread};
+use crate::frozen::{Frozen, FrozenProcess, FrozenThread, Shares};
 use crate::kinds::memory::attributes;
+use crate::kinds::sandbox;
+use crate::proc::stat::Stat;
 use crate::proc::{identity, maps, read, stat};
 use crate::stub::agent::Agent;
 use crate::sys::process;
+use nix::errno::Errno;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::PathBuf;
 use vckpt_image_format::TaskId;
+use vckpt_image_format::record::process::EndedLeader;
 use vckpt_image_format::record::process_status::State;
 
 /// Refuses what can be refused before anything is stopped.
@@ -74,12 +78,13 @@ pub(super) fn survey(root: i32, tree: StoppedTree) -> Result<Frozen> {
         let parent = parents.get(&pid).copied().flatten();
         let process = describe(index, pid, agents, stop_signals.get(&pid).copied());
         let Some(mut process) = problems.take(process) else { continue };
-        process.parent =
-            parent.and_then(|parent| processes.iter().find(|process| process.pid == parent)).map(|p| p.id);
+        let parent = parent.and_then(|parent| processes.iter().find(|process| process.pid == parent));
+        process.parent = parent.map(|parent| parent.id);
+        process.parent_thread = parent.and_then(|parent| parent_thread(parent, pid));
         refuse(&process, &mut problems);
         processes.push(process);
     }
-    problems.take(sharing::refuse(&processes));
+    problems.take(sharing::find(&mut processes));
     problems.finish()?;
     let Some(first) = processes.first() else {
         return Err(Error::new(code::TARGET_DIED, "the process ended while it was being stopped"));
@@ -107,10 +112,20 @@ fn describe(index: u32, pid: i32, agents: Vec<Agent>, stop_signal: Option<i32>) 
         Error::new(code::PROC, "the kernel's text is not understood")
             .about(Subject::path(read::path(pid, name).display()))
     };
-    let stat = stat::parse(&read::file(pid, "stat")?).ok_or_else(|| unknown("stat"))?;
-    let mut identity = identity::parse(&read::file(pid, "status")?).ok_or_else(|| unknown("status"))?;
-    let pidfd = process::pidfd_open(pid)
-        .map_err(|errno| Error::system(code::TARGET_DIED, "the process ended meanwhile", errno))?;
+    let ids = agents.iter().map(Agent::tid);
+    // The leader has the lowest ID but where IDs have begun anew.
+    let view = ids.min_by_key(|&tid| (tid != pid, tid)).unwrap_or(pid);
+    let (stat, ended_leader) = stat_of(pid, view)?.ok_or_else(|| unknown("stat"))?;
+    let identity = identity::parse(&read::file(pid, "status")?).ok_or_else(|| unknown("status"))?;
+    let pidfd = if view == pid { process::pidfd_open(pid) } else { process::thread_pidfd_open(view) };
+    let pidfd = pidfd.map_err(|errno| {
+        if errno == Errno::EINVAL && view != pid {
+            return Error::new(code::TASK_STATE, "its first thread has ended while others run")
+                .because("the kernel has no descriptors for threads (Linux 6.9)")
+                .about(Subject::task(pid.cast_unsigned(), String::from_utf8_lossy(&stat.command)));
+        }
+        Error::system(code::TARGET_DIED, "the process ended meanwhile", errno)
+    })?;
     let state = match (agents.is_empty(), stop_signal) {
         (true, _) => State::Zombie { status: stat.exit_code.cast_unsigned() },
         (false, Some(signal)) => State::Stopped { signal: signal.cast_unsigned() },
@@ -119,22 +134,36 @@ fn describe(index: u32, pid: i32, agents: Vec<Agent>, stop_signal: Option<i32>) 
     let maps = if agents.is_empty() {
         Vec::new()
     } else {
-        maps::parse(&read::file(pid, "smaps")?).map_err(|line| unknown("smaps").because(line))?
+        maps::parse(&read::file(view, "smaps")?).map_err(|line| unknown("smaps").because(line))?
     };
     // What has ended has no memory any more.
-    let memory = if agents.is_empty() { PathBuf::from("/dev/null") } else { read::path(pid, "mem") };
+    let memory = if agents.is_empty() { PathBuf::from("/dev/null") } else { read::path(view, "mem") };
     let memory = File::options().read(true).write(true).open(memory);
-    let memory = memory.map_err(|error| read::failure(pid, "mem", &error))?;
+    let memory = memory.map_err(|error| read::failure(view, "mem", &error))?;
     let mut threads = Vec::with_capacity(agents.len());
     for agent in agents {
         let tid = agent.tid();
         let status = read::file(pid, &format!("task/{tid}/status"))?;
         let thread = identity::parse(&status).ok_or_else(|| unknown("task"))?;
+        if crate::sys::ptrace::dispatches_calls(tid) == Ok(true) {
+            let what = "its system calls are dispatched to its own handler (syscall user dispatch)";
+            let subject = Subject::task(pid.cast_unsigned(), String::from_utf8_lossy(&stat.command));
+            return Err(Error::new(code::TASK_STATE, what)
+                .because("so would be those of a stub")
+                .about(subject));
+        }
         // Each thread may have filters of its own.
-        identity.seccomp = identity.seccomp.max(thread.seccomp);
+        let mut filters = Vec::new();
+        if thread.seccomp != 0 {
+            let found =
+                agent.stopped().and_then(|stopped| sandbox::observe::suspend(stopped, thread.seccomp));
+            filters = found.map_err(|error| {
+                error.about(Subject::task(pid.cast_unsigned(), String::from_utf8_lossy(&stat.command)))
+            })?;
+        }
         let name = read::file(pid, &format!("task/{tid}/comm"))?;
         let name = name.strip_suffix(b"\n").unwrap_or(&name).to_vec();
-        threads.push(FrozenThread { id: task_id(thread.innermost()), tid, name, agent });
+        threads.push(FrozenThread { id: task_id(thread.innermost()), tid, name, filters, agent });
     }
     // The leader first; the others in the order of their IDs.
     threads.sort_by_key(|thread| (thread.tid != pid, thread.tid));
@@ -142,7 +171,12 @@ fn describe(index: u32, pid: i32, agents: Vec<Agent>, stop_signal: Option<i32>) 
         index,
         id: task_id(identity.innermost()),
         pid,
+        view,
+        ended_leader,
+        adopted: false,
+        shares: Shares::none(index),
         parent: None,
+        parent_thread: None,
         command: String::from_utf8_lossy(&stat.command).into_owned(),
         state,
         pidfd,
@@ -154,6 +188,31 @@ fn describe(index: u32, pid: i32, agents: Vec<Agent>, stop_signal: Option<i32>) 
     })
 }
 
+/// The line of a process, with the addresses of its memory, which an ended leader does not have any more; and what is left
+/// of that leader.
+fn stat_of(pid: i32, view: i32) -> Result<Option<(Stat, Option<EndedLeader>)>> {
+    let Some(stat) = stat::parse(&read::file(pid, "stat")?) else { return Ok(None) };
+    if view == pid {
+        return Ok(Some((stat, None)));
+    }
+    let Some(shown) = stat::parse(&read::file(view, "stat")?) else { return Ok(None) };
+    let status = stat.exit_code.cast_unsigned();
+    let stat = Stat { command: stat.command, exit_signal: stat.exit_signal, ..shown };
+    let text = read::file(pid, "status")?;
+    let mask = identity::field(&text, "SigBlk").and_then(|mask| u64::from_str_radix(mask, 16).ok());
+    Ok(Some((stat, mask.map(|mask| EndedLeader { status, mask }))))
+}
+
+/// The thread of which a process is a child, if that is not the leader.
+fn parent_thread(parent: &FrozenProcess, child: i32) -> Option<TaskId> {
+    let others = parent.threads.iter().filter(|thread| thread.tid != parent.pid);
+    let has = |thread: &&FrozenThread| {
+        let children = read::file(parent.pid, &format!("task/{}/children", thread.tid)).unwrap_or_default();
+        String::from_utf8_lossy(&children).split_ascii_whitespace().any(|word| word.parse() == Ok(child))
+    };
+    others.into_iter().find(has).map(|thread| thread.id)
+}
+
 fn task_id(id: i32) -> TaskId {
     TaskId(u32::try_from(id).unwrap_or(0))
 }
@@ -163,18 +222,11 @@ fn refuse(process: &FrozenProcess, problems: &mut Problems) {
     if process.threads.is_empty() {
         return;
     }
-    let about = |error: Box<Error>| error.about(process.subject());
-    if process.threads.first().is_some_and(|leader| leader.tid != process.pid) {
-        problems.push(about(Error::new(code::TASK_STATE, "its first thread has ended while others run")));
-    }
     // Where these are, not even a stub can be put without harm.
     for map in &process.maps {
         if let Some(meaning) = attributes::harmed_by_stub(&map.flags) {
             let error = Error::new(code::MAPPING, format!("it has {meaning}"));
             problems.push(error.about(process.subject().address(map.start)));
         }
-    }
-    if process.identity.seccomp != 0 {
-        problems.push(about(Error::new(code::TASK_STATE, "it runs under a seccomp filter")));
     }
 }

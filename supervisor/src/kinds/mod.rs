@@ -15,6 +15,7 @@ pub mod namespace;
 pub mod platform;
 pub mod process;
 pub mod resource_limit;
+pub mod sandbox;
 pub mod schedule;
 pub mod segment;
 pub mod signal;
@@ -66,6 +67,7 @@ pub const KINDS: &[KindEntry] = &[
         observe: resource_limit::observe::observe,
         plan: resource_limit::restore::plan,
     },
+    KindEntry { name: "sandbox", observe: sandbox::observe::observe, plan: sandbox::restore::plan },
     // Takes rights away: the last of its stage.
     KindEntry {
         name: "credentials",

@@ -23,6 +23,17 @@ pub fn pidfd_open_with(pid: i32, flags: u32) -> Result<OwnedFd> {
     own(result)
 }
 
+/// A descriptor for a thread (Linux 6.9).
+///
+/// # Errors
+/// See pidfd_open(2), `PIDFD_THREAD`.
+pub fn thread_pidfd_open(tid: i32) -> Result<OwnedFd> {
+    const THREAD: i32 = libc::O_EXCL;
+    // SAFETY: plain numbers; the kernel checks them.
+    let result = unsafe { libc::syscall(libc::SYS_pidfd_open, tid, THREAD) };
+    own(result)
+}
+
 /// A copy of a descriptor of another process.
 ///
 /// # Errors

@@ -198,6 +198,32 @@ pub fn rseq(tid: i32) -> Result<(u64, u32, u32)> {
     Ok((words[0], size, signature))
 }
 
+/// The filter with this number of a stopped tracee, the oldest first: its instructions, and its flags.
+///
+/// # Errors
+/// See ptrace(2), `PTRACE_SECCOMP_GET_FILTER`: `ENOENT` behind the last, `EACCES` without `CAP_SYS_ADMIN`.
+pub fn filter(tid: i32, index: usize) -> Result<(Vec<u8>, u64)> {
+    const GET_FILTER: u32 = 0x420c;
+    const GET_METADATA: u32 = 0x420d;
+    let count = request(GET_FILTER, tid, index, std::ptr::null_mut())?;
+    let mut program = vec![0_u64; usize::try_from(count).unwrap_or(0)];
+    request(GET_FILTER, tid, index, program.as_mut_ptr().cast())?;
+    let mut metadata = [index as u64, 0];
+    request(GET_METADATA, tid, size_of_val(&metadata), metadata.as_mut_ptr().cast())?;
+    Ok((program.iter().flat_map(|word| word.to_le_bytes()).collect(), metadata[1]))
+}
+
+/// Whether system calls of a stopped tracee are dispatched to its own handler (syscall user dispatch).
+///
+/// # Errors
+/// See ptrace(2), `PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG`: `EIO` before Linux 6.4.
+pub fn dispatches_calls(tid: i32) -> Result<bool> {
+    // Mode, selector, offset, length.
+    let mut words = [0_u64; 4];
+    request(0x4211, tid, size_of_val(&words), words.as_mut_ptr().cast())?;
+    Ok(words[0] != 0)
+}
+
 /// What a wait for a tracee gave.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Waited {

@@ -4,6 +4,7 @@ use crate::error::{Error, Result, Subject, code};
 use crate::sys::ptrace::{self, Registers, Waited};
 use nix::errno::Errno;
 use std::time::{Duration, Instant};
+use vckpt_image_format::record::sandbox::Filter;
 
 /// A tracee that runs, or may.
 #[derive(Debug)]
@@ -110,7 +111,8 @@ impl Running {
                     .about(Subject { task: u32::try_from(running.tid).ok(), ..Subject::default() }));
             }
             if now - begin > SUSPICION && running.has_ended() {
-                return Ok(Stop::Ended(0));
+                // It may have ended since the look above; then it has to be waited for, or its parent can't do so.
+                return Ok(running.poll()?.unwrap_or(Stop::Ended(0)));
             }
             pause(now - begin);
         }
@@ -261,6 +263,29 @@ impl Stopped {
     pub fn pending_signals(&self, shared: bool) -> Result<Vec<[u8; 128]>> {
         ptrace::pending_signals(self.tid, shared)
             .map_err(|errno| failure(self.tid, "reading pending signals", errno))
+    }
+
+    /// Its system call filters, the oldest first.
+    ///
+    /// # Errors
+    /// See ptrace(2), `PTRACE_SECCOMP_GET_FILTER`.
+    pub fn filters(&self) -> std::result::Result<Vec<Filter>, Errno> {
+        let mut filters = Vec::new();
+        loop {
+            match ptrace::filter(self.tid, filters.len()) {
+                Ok((program, flags)) => filters.push(Filter { flags, program }),
+                Err(Errno::ENOENT) => return Ok(filters),
+                Err(errno) => return Err(errno),
+            }
+        }
+    }
+
+    /// Makes its system call filters have no effect as long as it is traced. It is killed, or not, at our end as before.
+    ///
+    /// # Errors
+    /// See ptrace(2), `PTRACE_O_SUSPEND_SECCOMP`.
+    pub fn suspend_filters(&self, options: i32) -> std::result::Result<(), Errno> {
+        ptrace::set_options(self.tid, options | ptrace::OPTION_SUSPEND_SECCOMP)
     }
 
     /// The number of the last event.

@@ -110,8 +110,8 @@ pub fn limit(pid: i32, tid: i32, call: &Call) -> Option<u64> {
             let milliseconds = register.get(call) as u32;
             u64::try_from(milliseconds.cast_signed()).ok()?.checked_mul(1_000_000)
         }
-        Limit::Receive => socket_limit(pid, descriptor, true),
-        Limit::Send => socket_limit(pid, descriptor, false),
+        Limit::Receive => socket_limit((pid, tid), descriptor, true),
+        Limit::Send => socket_limit((pid, tid), descriptor, false),
     }
 }
 
@@ -141,8 +141,9 @@ fn time(tid: i32, address: u64) -> Option<u64> {
     word(0)?.checked_mul(1_000_000_000)?.checked_add(word(1)?)
 }
 
-fn socket_limit(pid: i32, number: u64, receive: bool) -> Option<u64> {
-    let pidfd = process::pidfd_open(pid).ok()?;
+fn socket_limit((pid, tid): (i32, i32), number: u64, receive: bool) -> Option<u64> {
+    // A process whose first thread has ended, or a kernel without descriptors for threads.
+    let pidfd = process::thread_pidfd_open(tid).or_else(|_| process::pidfd_open(pid)).ok()?;
     let socket = process::pidfd_getfd(pidfd.as_fd(), i32::try_from(number).ok()?).ok()?;
     let limit: TimeVal = if receive {
         getsockopt(&socket, sockopt::ReceiveTimeout).ok()?

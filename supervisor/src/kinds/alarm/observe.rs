@@ -39,8 +39,8 @@ impl Listed {
 /// # Errors
 /// [`code::TASK_STATE`] for one that can't be kept; as reading `/proc`.
 pub fn list(process: &FrozenProcess, names: &BTreeMap<i32, TaskId>) -> Result<Vec<Listed>> {
-    let text = read::file(process.pid, "timers").map_err(|error| {
-        if error.code != code::TARGET_DIED || !read::path(process.pid, "stat").exists() {
+    let text = read::file(process.view, "timers").map_err(|error| {
+        if error.code != code::TARGET_DIED || !read::path(process.view, "stat").exists() {
             return error;
         }
         Error::new(

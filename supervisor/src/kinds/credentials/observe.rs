@@ -35,5 +35,12 @@ fn observe_process(process: &mut FrozenProcess) -> Result<Credentials> {
         let status = status::parse(&read::file(process.pid, &format!("task/{}/status", thread.tid))?)?;
         threads.push(credentials(thread.id, status, u32::try_from(bits).unwrap_or(0)));
     }
+    if process.ended_leader.is_some() {
+        // Signals are still sent to it by its rights. It has no secure bits that could be asked for: those of another
+        // thread, as the C library keeps them.
+        let bits = threads.first().map_or(0, |thread| thread.secure_bits);
+        let status = status::parse(&read::file(process.pid, "status")?)?;
+        threads.insert(0, credentials(process.id, status, bits));
+    }
     Ok(Credentials { process: process.id, threads })
 }

@@ -17,6 +17,9 @@ use vckpt_image_format::{FileSystemContextId, NamelessFileId, Text};
 pub fn observe(frozen: &mut Frozen, records: &mut Records) -> Result<()> {
     let mut problems = Problems::new();
     for process in frozen.living() {
+        if process.shares.file_system != process.index {
+            continue;
+        }
         if let Some(record) = problems.take(context(process, records)) {
             records.push(record);
         }
@@ -25,7 +28,7 @@ pub fn observe(frozen: &mut Frozen, records: &mut Records) -> Result<()> {
 }
 
 fn context(process: &FrozenProcess, records: &mut Records) -> Result<CurrentDirectory> {
-    let status = read::file(process.pid, "status")?;
+    let status = read::file(process.view, "status")?;
     let umask = identity::field(&status, "Umask").and_then(|text| u32::from_str_radix(text, 8).ok());
     let Some(umask) = umask else {
         return Err(Error::new(code::PROC, "the kernel does not tell the umask").about(process.subject()));
@@ -35,7 +38,7 @@ fn context(process: &FrozenProcess, records: &mut Records) -> Result<CurrentDire
         None => (directory(process, "cwd")?, None),
     };
     Ok(CurrentDirectory {
-        context: FileSystemContextId(process.index),
+        context: FileSystemContextId(process.shares.file_system),
         directory,
         nameless,
         root: self::directory(process, "root")?,
@@ -46,14 +49,14 @@ fn context(process: &FrozenProcess, records: &mut Records) -> Result<CurrentDire
 /// Its current directory, if that was removed: the path that it had, and what it is made of.
 fn removed(process: &FrozenProcess, records: &mut Records) -> Result<Option<(Text, NamelessFileId)>> {
     let flags = (libc::O_PATH | libc::O_DIRECTORY).cast_unsigned();
-    let opened = open(&read::path(process.pid, "cwd"), flags)
-        .map_err(|errno| read::failure(process.pid, "cwd", &errno.into()))?;
+    let opened = open(&read::path(process.view, "cwd"), flags)
+        .map_err(|errno| read::failure(process.view, "cwd", &errno.into()))?;
     let status =
-        rustix::fs::fstat(&opened).map_err(|errno| read::failure(process.pid, "cwd", &errno.into()))?;
+        rustix::fs::fstat(&opened).map_err(|errno| read::failure(process.view, "cwd", &errno.into()))?;
     if status.st_nlink > 0 {
         return Ok(None);
     }
-    let path = nameless_file::old_path(&read::link(process.pid, "cwd")?.into());
+    let path = nameless_file::old_path(&read::link(process.view, "cwd")?.into());
     let id = nameless_file::observe::observe_nameless(records, opened.as_fd(), &path)
         .map_err(|error| error.about(process.subject()))?;
     Ok(Some((path, id)))
@@ -61,9 +64,9 @@ fn removed(process: &FrozenProcess, records: &mut Records) -> Result<Option<(Tex
 
 /// The path of one of its directories, which must lead there.
 fn directory(process: &FrozenProcess, name: &str) -> Result<Text> {
-    let path: Text = read::link(process.pid, name)?.into();
-    let link = read::path(process.pid, name);
-    let wanted = rustix::fs::stat(&link).map_err(|errno| read::failure(process.pid, name, &errno.into()))?;
+    let path: Text = read::link(process.view, name)?.into();
+    let link = read::path(process.view, name);
+    let wanted = rustix::fs::stat(&link).map_err(|errno| read::failure(process.view, name, &errno.into()))?;
     let found = rustix::fs::stat(path.as_path());
     if found.is_ok_and(|found| (found.st_dev, found.st_ino) == (wanted.st_dev, wanted.st_ino)) {
         return Ok(path);

@@ -5,6 +5,7 @@ use crate::kinds::descriptor::all;
 use crate::plan::{Action, Plan, Stage};
 use crate::restoring::Restoring;
 use crate::stub::batch::Batch;
+use std::collections::BTreeSet;
 use std::os::fd::AsRawFd;
 use vckpt_image_format::record::current_directory::CurrentDirectory;
 use vckpt_image_format::record::process::Process;
@@ -16,8 +17,12 @@ use vckpt_image_format::{Image, NamelessFileId, TaskId, Text};
 /// As [`all`].
 pub fn plan(image: &Image, plan: &mut Plan) -> Result<()> {
     let contexts = all::<CurrentDirectory>(image)?;
+    let mut seen = BTreeSet::new();
     for process in all::<Process>(image)? {
         let Some(living) = &process.living else { continue };
+        if !seen.insert(living.file_system_context) {
+            continue;
+        }
         let context = contexts.iter().find(|context| context.context == living.file_system_context);
         let Some(context) = context else { continue };
         match context.nameless {

@@ -39,6 +39,7 @@ use crate::error::{Error, Result, code};
 use crate::plan::{Plan, Stage};
 use crate::records::Records;
 use opened::{Opened, Walk};
+use std::collections::BTreeSet;
 use vckpt_image_format::record::descriptor_table::DescriptorTable;
 use vckpt_image_format::record::process::Process;
 use vckpt_image_format::{Image, Record};
@@ -157,15 +158,18 @@ pub fn all<R: Record>(image: &Image) -> Result<Vec<R>> {
     })
 }
 
-/// The processes that live, each with its table.
+/// All tables, each with the first process that has it.
 ///
 /// # Errors
 /// [`code::IMAGE_BAD`] if a table is missing.
 pub fn tables(image: &Image) -> Result<Vec<(Process, DescriptorTable)>> {
     let tables = all::<DescriptorTable>(image)?;
-    let mut found = Vec::new();
+    let (mut found, mut seen) = (Vec::new(), BTreeSet::new());
     for process in all::<Process>(image)? {
         let Some(living) = &process.living else { continue };
+        if !seen.insert(living.descriptor_table) {
+            continue;
+        }
         let Some(table) = tables.iter().find(|table| table.id == living.descriptor_table) else {
             return Err(Error::new(
                 code::IMAGE_BAD,

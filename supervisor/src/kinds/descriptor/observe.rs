@@ -40,7 +40,7 @@ pub fn observe(frozen: &mut Frozen, records: &mut Records) -> Result<()> {
     let mut problems = Problems::new();
     let mut search = Search { opened: Vec::new(), candidates: HashMap::new(), locks: Vec::new() };
     for (index, process) in frozen.processes.iter().enumerate() {
-        if process.threads.is_empty() {
+        if process.threads.is_empty() || process.shares.descriptors != process.index {
             continue;
         }
         if let Some(table) = problems.take(search.table(frozen, index, process)) {
@@ -103,14 +103,16 @@ struct Search {
 impl Search {
     /// The table of a process; its new descriptions are added.
     fn table(&mut self, frozen: &Frozen, index: usize, process: &FrozenProcess) -> Result<DescriptorTable> {
-        let ours: Vec<i32> = process.threads.iter().flat_map(|thread| thread.agent.descriptors()).collect();
+        let sharing = frozen.processes.iter().filter(|other| other.shares.descriptors == process.index);
+        let threads = sharing.flat_map(|process| &process.threads);
+        let ours: Vec<i32> = threads.flat_map(|thread| thread.agent.descriptors()).collect();
         let mut problems = Problems::new();
         let mut descriptors = Vec::new();
-        for number in read::numbers(process.pid, "fd")? {
+        for number in read::numbers(process.view, "fd")? {
             if ours.contains(&number) {
                 continue;
             }
-            let holder = Holder { process: index, pid: process.pid, number };
+            let holder = Holder { process: index, pid: process.view, number };
             let Some((place, info)) = problems.take(self.descriptor(frozen, process, holder)) else {
                 continue;
             };

@@ -85,7 +85,7 @@ impl<'walk> Finder<'walk> {
     fn near(&self) -> &HashMap<(u64, u64), PathBuf> {
         self.near.get_or_init(|| {
             let links = self.walk.opened.iter().map(|opened| opened.link.to_path());
-            let pids = self.walk.frozen.processes.iter().map(|process| process.pid);
+            let pids = self.walk.frozen.processes.iter().map(|process| process.view);
             let current = pids.filter_map(|pid| read::link(pid, "cwd").ok()).map(PathBuf::from);
             let mut directories = BTreeSet::new();
             for path in links.chain(current).filter(|path| path.is_absolute()) {

@@ -32,10 +32,10 @@ pub fn observe(frozen: &mut Frozen, records: &mut Records) -> Result<()> {
     let mut problems = Problems::new();
     let ours = std::process::id().cast_signed();
     let Some(process) = frozen.living().next() else { return problems.finish() };
-    if read::link(process.pid, "ns/ipc")? == read::link(ours, "ns/ipc")? {
+    if read::link(process.view, "ns/ipc")? == read::link(ours, "ns/ipc")? {
         return problems.finish();
     }
-    let inode = rustix::fs::stat(read::path(process.pid, "ns/ipc")).map_or(0, |found| found.st_ino);
+    let inode = rustix::fs::stat(read::path(process.view, "ns/ipc")).map_or(0, |found| found.st_ino);
     records.push(IpcNamespace { inode });
     problems.take(no_shared_memory(process));
     for index in indices(process, libc::SYS_msgctl, MESSAGE_INFO, &mut problems) {

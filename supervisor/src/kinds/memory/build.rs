@@ -26,8 +26,8 @@ pub struct MemoryPlan {
     pub process: TaskId,
     /// Its parent in the image.
     pub parent: Option<TaskId>,
-    /// Number of its threads: each will have an area.
-    pub threads: usize,
+    /// Number of the areas of puppets in it.
+    pub areas: usize,
     /// The kernel's addresses.
     pub layout: Layout,
     /// The mappings, in order.

@@ -146,8 +146,8 @@ fn pages_end(at: At<'_>) -> u64 {
 
 /// The parts of a private mapping that the process has not written over.
 fn untouched<'tree>(process: &'tree FrozenProcess, line: &'tree MapLine) -> Result<Vec<Piece<'tree>>> {
-    let pagemap = File::open(read::path(process.pid, "pagemap"))
-        .map_err(|error| read::failure(process.pid, "pagemap", &error))?;
+    let pagemap = File::open(read::path(process.view, "pagemap"))
+        .map_err(|error| read::failure(process.view, "pagemap", &error))?;
     let query = Query { any_of: pagemap::PRESENT | pagemap::SWAPPED, none_of: pagemap::FILE };
     let (mut pieces, mut position) = (Vec::new(), line.start);
     pagemap::scan(pagemap.as_fd(), line.start, line.end, query, |region| {
@@ -181,11 +181,11 @@ fn gather(owner: PageOwner, mut pieces: Vec<Piece<'_>>, records: &mut Records) -
         let run = FoundRun { start, end, content: RunContent::Anonymous };
         let base = line.start.wrapping_sub(line.offset);
         match gathered.last_mut() {
-            Some(last) if (last.pid, last.base) == (process.pid, base) => last.runs.push(run),
+            Some(last) if (last.pid, last.base) == (process.view, base) => last.runs.push(run),
             _ => {
                 let memory = process.memory.try_clone();
-                let memory = memory.map_err(|error| read::failure(process.pid, "mem", &error))?;
-                gathered.push(MemoryContent { owner, pid: process.pid, memory, base, runs: vec![run] });
+                let memory = memory.map_err(|error| read::failure(process.view, "mem", &error))?;
+                gathered.push(MemoryContent { owner, pid: process.view, memory, base, runs: vec![run] });
             }
         }
     }

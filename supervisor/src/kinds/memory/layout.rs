@@ -37,7 +37,7 @@ pub(super) fn layout(process: &mut FrozenProcess, records: &mut Records) -> Resu
         ));
     }
     let heap_end = outcome.get(brk).unwrap_or(process.stat.heap);
-    let auxiliary_vector = read::file(process.pid, "auxv")?;
+    let auxiliary_vector = read::file(process.view, "auxv")?;
     let stat = process.stat.clone();
     Ok(Layout {
         code: stat.code,
@@ -55,13 +55,13 @@ pub(super) fn layout(process: &mut FrozenProcess, records: &mut Records) -> Resu
 
 /// The program of a process.
 fn executable(process: &FrozenProcess, records: &mut Records) -> Result<MappedFile> {
-    let path = Text::from(read::link(process.pid, "exe")?);
+    let path = Text::from(read::link(process.view, "exe")?);
     let open = || {
-        File::open(read::path(process.pid, "exe"))
-            .map_err(|error| read::failure(process.pid, "exe", &error).about(process.subject()))
+        File::open(read::path(process.view, "exe"))
+            .map_err(|error| read::failure(process.view, "exe", &error).about(process.subject()))
     };
-    let metadata = std::fs::metadata(read::path(process.pid, "exe"))
-        .map_err(|error| read::failure(process.pid, "exe", &error).about(process.subject()))?;
+    let metadata = std::fs::metadata(read::path(process.view, "exe"))
+        .map_err(|error| read::failure(process.view, "exe", &error).about(process.subject()))?;
     let path = path.0.strip_suffix(b" (deleted)").map(Text::from).unwrap_or(path);
     if let Some(file) = named(process, &path, (metadata.dev(), metadata.ino()), false, records)? {
         return Ok(file);
@@ -74,12 +74,12 @@ fn executable(process: &FrozenProcess, records: &mut Records) -> Result<MappedFi
 fn lock_future(process: &FrozenProcess) -> Result<u32> {
     let locked = process.maps.iter().filter(|line| line.has(b"lo")).map(|line| line.end - line.start);
     let before: u64 = locked.sum();
-    let status = read::file(process.pid, "status")?;
+    let status = read::file(process.view, "status")?;
     let now = identity::field(&status, "VmLck").and_then(|text| text.split_whitespace().next()?.parse().ok());
     if now.is_none_or(|now: u64| now * 1024 <= before) {
         return Ok(0);
     }
-    let lines = maps::parse(&read::file(process.pid, "smaps")?).unwrap_or_default();
+    let lines = maps::parse(&read::file(process.view, "smaps")?).unwrap_or_default();
     let new =
         |line: &maps::MapLine| process.maps.iter().all(|old| line.end <= old.start || old.end <= line.start);
     let Some(line) = lines.iter().find(|line| line.has(b"lo") && new(line)) else { return Ok(0) };

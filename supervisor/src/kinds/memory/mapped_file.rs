@@ -30,7 +30,7 @@ pub(super) fn named(
     // The kernel gives paths as we see them, whatever root the process has; in another mount namespace, from the root
     // of that.
     let Ok(relative) = path.as_path().strip_prefix("/") else { return Ok(None) };
-    let places = [path.to_path(), read::path(process.pid, "root").join(relative)];
+    let places = [path.to_path(), read::path(process.view, "root").join(relative)];
     let found = places.iter().find_map(|place| {
         let metadata = std::fs::metadata(place).ok().filter(|found| (found.dev(), found.ino()) == inode)?;
         Some((place, metadata))

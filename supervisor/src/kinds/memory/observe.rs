@@ -20,7 +20,7 @@ pub fn observe(frozen: &mut Frozen, records: &mut Records) -> Result<()> {
     let mut known: Vec<(u32, Vec<Mapping>)> = Vec::new();
     for index in 0..frozen.processes.len() {
         let Some(process) = frozen.processes.get_mut(index) else { continue };
-        if process.threads.is_empty() {
+        if process.threads.is_empty() || process.shares.memory != process.index {
             continue;
         }
         let memory = MemoryId(process.index);
@@ -38,8 +38,9 @@ pub fn observe(frozen: &mut Frozen, records: &mut Records) -> Result<()> {
             problems.take(ring::are_own(process, &mappings));
         }
         let parent = frozen.processes.get(index).and_then(|process| {
-            let parent = frozen.processes.iter().find(|other| Some(other.id) == process.parent)?;
-            let (_, mappings) = known.iter().find(|(index, _)| *index == parent.index)?;
+            let mut others = frozen.processes.iter().filter(|_| !process.adopted);
+            let parent = others.find(|other| Some(other.id) == process.parent)?;
+            let (_, mappings) = known.iter().find(|(index, _)| *index == parent.shares.memory)?;
             Some((parent, mappings.as_slice()))
         });
         let Some(process) = frozen.processes.get(index) else { continue };

@@ -27,7 +27,7 @@ pub fn find(
     mappings: &[Mapping],
     parent: Option<(&FrozenProcess, &[Mapping])>,
 ) -> Result<MemoryContent> {
-    let pagemap = open(process.pid)?;
+    let pagemap = open(process.view)?;
     let mut runs = Vec::new();
     for mapping in mappings {
         scan(&pagemap, mapping, &mut runs)
@@ -38,8 +38,8 @@ pub fn find(
         runs = shared_with_parent(process, &pagemap, parent, &ranges, runs)?;
     }
     Ok(MemoryContent {
-        owner: PageOwner::Memory(MemoryId(process.index)),
-        pid: process.pid,
+        owner: PageOwner::Memory(MemoryId(process.shares.memory)),
+        pid: process.view,
         memory: reopen(process)?,
         base: 0,
         runs,
@@ -83,7 +83,7 @@ fn open(pid: i32) -> Result<File> {
 }
 
 fn reopen(process: &FrozenProcess) -> Result<File> {
-    process.memory.try_clone().map_err(|error| read::failure(process.pid, "mem", &error))
+    process.memory.try_clone().map_err(|error| read::failure(process.view, "mem", &error))
 }
 
 /// Marks the pages that the parent has at the same address, within the ranges where that may be.
@@ -94,7 +94,7 @@ fn shared_with_parent(
     ranges: &[(u64, u64)],
     runs: Vec<FoundRun>,
 ) -> Result<Vec<FoundRun>> {
-    let parent_pagemap = open(parent.pid)?;
+    let parent_pagemap = open(parent.view)?;
     let mut marked: Vec<FoundRun> = Vec::with_capacity(runs.len());
     for run in runs {
         if run.content == RunContent::Guard {
@@ -137,9 +137,9 @@ fn mark(
         let end = run.end.min(start + CHUNK as u64 * PAGE);
         let count = usize::try_from((end - start) / PAGE).unwrap_or(CHUNK);
         let own =
-            entries(pagemap, start, count).map_err(|error| read::failure(process.pid, "pagemap", &error))?;
+            entries(pagemap, start, count).map_err(|error| read::failure(process.view, "pagemap", &error))?;
         let parents = entries(parent_pagemap, start, count)
-            .map_err(|error| read::failure(parent.pid, "pagemap", &error))?;
+            .map_err(|error| read::failure(parent.view, "pagemap", &error))?;
         let known = own.iter().any(|&entry| frame(entry) != 0);
         let same = if known {
             own.iter()

@@ -2,10 +2,10 @@
 
 use super::build::{BuildMemory, MemoryPlan};
 use super::{fill, sharing};
-use crate::error::Result;
+use crate::error::{Error, Result, code};
 use crate::plan::{Plan, Stage};
 use crate::stub::batch::Batch;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use vckpt_image_format::reader::Image;
 use vckpt_image_format::record::mmap_memory::{PageOwner, PageRun, PageSource};
 use vckpt_image_format::record::process::Process;
@@ -59,13 +59,16 @@ pub fn early(plans: &BTreeMap<TaskId, MemoryPlan>) -> Vec<TaskId> {
     plans.values().filter(shares).filter_map(|plan| plan.parent).collect()
 }
 
-/// What each living process has to build.
+/// What is to be built, by the first process of each memory.
 ///
 /// # Errors
 /// [`code::IMAGE_BAD`](crate::error::code::IMAGE_BAD).
 pub fn memories(image: &Image) -> Result<BTreeMap<TaskId, MemoryPlan>> {
     let processes = crate::image::all::<Process>(image)?;
     let maps = maps(image)?;
+    let areas = crate::kinds::process::family::places(&processes)?.areas();
+    let adopted = crate::kinds::process::family::adopted(&processes)?.0;
+    let mut seen = BTreeSet::new();
     let mut all_runs = fill::runs(image)?;
     let guards = guards(&all_runs);
     let uses_keys = maps.values().any(|(layout, mappings)| {
@@ -75,10 +78,25 @@ pub fn memories(image: &Image) -> Result<BTreeMap<TaskId, MemoryPlan>> {
     let mut plans = BTreeMap::new();
     for process in &processes {
         let Some(living) = &process.living else { continue };
+        if !seen.insert(living.memory) {
+            // Built by the first process that has it.
+            continue;
+        }
         let Some((Some(layout), mappings)) = maps.get(&living.memory) else { continue };
         let parent = processes.iter().find(|other| Some(other.id) == process.parent);
+        // By whom the memory of the parent is built.
+        let owns =
+            |other: &&Process, memory| other.living.as_ref().is_some_and(|living| living.memory == memory);
+        let parent = parent.and_then(|parent| {
+            let memory = parent.living.as_ref()?.memory;
+            processes.iter().find(|other| owns(other, memory))
+        });
         let parent_maps = parent.and_then(|parent| maps.get(&parent.living.as_ref()?.memory));
         let runs = all_runs.remove(&PageOwner::Memory(living.memory)).unwrap_or_default();
+        if adopted.contains(&process.id) && runs.iter().any(|run| run.source == PageSource::Parent) {
+            let what = "a process shares pages with a parent that has not made it";
+            return Err(Error::new(code::IMAGE_BAD, what));
+        }
         let inherits = runs.iter().any(|run| run.source == PageSource::Parent);
         let kept = match parent_maps {
             Some((_, parent_mappings)) if inherits => sharing::common_ranges(parent_mappings, mappings),
@@ -93,7 +111,7 @@ pub fn memories(image: &Image) -> Result<BTreeMap<TaskId, MemoryPlan>> {
             MemoryPlan {
                 process: process.id,
                 parent: parent.map(|parent| parent.id),
-                threads: living.threads.len(),
+                areas: areas.get(&living.memory).copied().unwrap_or(1),
                 layout: layout.clone(),
                 mappings: mappings.clone(),
                 runs,

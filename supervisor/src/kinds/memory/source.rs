@@ -91,12 +91,12 @@ pub(super) fn is_secret(line: &MapLine) -> bool {
 /// The way to the file behind a mapping: by the mapping, for which root is needed, or by a descriptor that leads to the
 /// same file, or as the program.
 fn way(process: &FrozenProcess, line: &MapLine) -> PathBuf {
-    let mapped = read::path(process.pid, &format!("map_files/{:x}-{:x}", line.start, line.end));
+    let mapped = read::path(process.view, &format!("map_files/{:x}-{:x}", line.start, line.end));
     if is_denied(&std::fs::metadata(&mapped)) {
-        let numbers = read::numbers(process.pid, "fd").unwrap_or_default();
+        let numbers = read::numbers(process.view, "fd").unwrap_or_default();
         let descriptors = numbers.into_iter().map(|number| format!("fd/{number}"));
         for name in descriptors.chain(["exe".to_owned()]) {
-            let path = read::path(process.pid, &name);
+            let path = read::path(process.view, &name);
             let status = std::fs::metadata(&path);
             if status.is_ok_and(|status| (status.dev(), status.ino()) == (line.device, line.inode)) {
                 return path;

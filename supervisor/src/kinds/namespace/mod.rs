@@ -1,7 +1,7 @@
 //! Namespaces: what the kernel shows a process of the host.
 //!
-//! Kept so far: the IDs that a PID namespace gives; a restore may put its tree into PID, user and mount namespaces of
-//! its own. Not kept, and so refused: network, UTS, time and user namespaces other than our own, and processes of
+//! Kept so far: the clocks of a time namespace; the IDs that a PID namespace gives; a restore may put its tree into PID, user and mount namespaces of
+//! its own. Not kept, and so refused: network, UTS and user namespaces other than our own, and processes of
 //! one tree in different ones. A mount namespace is not kept either, but most are much like our own: that is told.
 
 use crate::error::{Error, Problems, Result, code};
@@ -17,8 +17,7 @@ use vckpt_image_format::reader::Image;
 pub const ENTRY: KindEntry = KindEntry { name: "namespace", observe, plan };
 
 /// The namespaces that a tree must share with us: file of `/proc/<pid>/ns`, name for people.
-const SHARED_WITH_US: &[(&str, &str)] =
-    &[("net", "network"), ("uts", "UTS"), ("time", "time"), ("user", "user")];
+const SHARED_WITH_US: &[(&str, &str)] = &[("net", "network"), ("uts", "UTS"), ("user", "user")];
 
 /// All that the processes of a tree must share with one another.
 const SHARED_BY_ALL: &[(&str, &str)] = &[
@@ -41,11 +40,14 @@ fn observe(frozen: &mut Frozen, records: &mut Records) -> Result<()> {
     let ours = std::process::id().cast_signed();
     let restored = was_restored(root);
     for (file, name) in SHARED_WITH_US {
-        if namespace(root.pid, file) != namespace(ours, file) && !(restored && *file == "user") {
+        if namespace(root.view, file) != namespace(ours, file) && !(restored && *file == "user") {
             problems.push(refusal(root, &format!("it is in another {name} namespace than vckpt")));
         }
     }
-    if namespace(root.pid, "mnt") != namespace(ours, "mnt") && !restored {
+    if namespace(root.view, "time_for_children") != namespace(root.view, "time") {
+        problems.push(refusal(root, "its children are born into another time namespace than its own"));
+    }
+    if namespace(root.view, "mnt") != namespace(ours, "mnt") && !restored {
         records.degraded.push(format!(
             "{}: its mount namespace is not kept: its files are looked for in that of vckpt restore",
             root.subject()
@@ -53,13 +55,18 @@ fn observe(frozen: &mut Frozen, records: &mut Records) -> Result<()> {
     }
     for process in frozen.processes.iter().skip(1).filter(|process| !process.threads.is_empty()) {
         for (file, name) in SHARED_BY_ALL {
-            if namespace(process.pid, file) != namespace(root.pid, file) {
+            if namespace(process.view, file) != namespace(root.view, file) {
                 let what = format!("it is in another {name} namespace than the first process of its tree");
                 problems.push(refusal(process, &what));
             }
         }
     }
     problems.finish()
+}
+
+/// Whether a process is in another time namespace than this program.
+pub(crate) fn has_own_clocks(pid: i32) -> bool {
+    namespace(pid, "time") != namespace(std::process::id().cast_signed(), "time")
 }
 
 /// What tells namespaces of a kind apart; none if this kernel has none of the kind.

@@ -10,7 +10,7 @@ use crate::kinds::KindEntry;
 use crate::plan::Plan;
 use crate::records::Records;
 use crate::stub::batch::Batch;
-use nix::time::{ClockId, clock_gettime};
+use nix::time::ClockId;
 use vckpt_image_format::Text;
 use vckpt_image_format::reader::Image;
 use vckpt_image_format::record::platform_name::PlatformName;
@@ -30,7 +30,17 @@ fn observe(frozen: &mut Frozen, records: &mut Records) -> Result<()> {
     let mut batch = Batch::new();
     let room = batch.room(6 * FIELD);
     batch.must("uname", libc::SYS_uname, [room.into()]);
+    let mut clock = |id: i32| {
+        let room = batch.room(16);
+        batch.must("asking for a clock", libc::SYS_clock_gettime, [id.into(), room.into()]);
+        room
+    };
+    let clocks = [clock(libc::CLOCK_MONOTONIC), clock(libc::CLOCK_BOOTTIME)];
     let outcome = process.run(&batch)?;
+    let [monotonic, boottime] = clocks.map(|clock| {
+        let time = outcome.word(clock, 0) * 1_000_000_000 + outcome.word(clock, 1);
+        time.cast_signed()
+    });
     let names: Vec<Text> = outcome.bytes(room).chunks_exact(FIELD).map(until_zero).collect();
     let name = |index: usize| names.get(index).cloned().unwrap_or_default();
     let xstate = process.threads.first().map(|leader| leader.agent.xstate()).unwrap_or_default();
@@ -45,9 +55,10 @@ fn observe(frozen: &mut Frozen, records: &mut Records) -> Result<()> {
             root,
             command: process.command.as_str().into(),
             writer: env!("CARGO_PKG_VERSION").to_owned(),
-            realtime: clock(ClockId::CLOCK_REALTIME),
-            monotonic: clock(ClockId::CLOCK_MONOTONIC),
-            boottime: clock(ClockId::CLOCK_BOOTTIME),
+            realtime: crate::clocks::now(ClockId::CLOCK_REALTIME),
+            monotonic,
+            boottime,
+            time_namespace: crate::kinds::namespace::has_own_clocks(process.view),
             boot_id: boot_id.trim().to_owned(),
             xstate_features: features,
             xstate_size: u32::try_from(xstate.len()).unwrap_or(u32::MAX),
@@ -67,11 +78,6 @@ fn observe(frozen: &mut Frozen, records: &mut Records) -> Result<()> {
 
 fn until_zero(field: &[u8]) -> Text {
     field.split(|&byte| byte == 0).next().unwrap_or_default().into()
-}
-
-/// A clock of this host, in nanoseconds.
-fn clock(id: ClockId) -> i64 {
-    clock_gettime(id).map_or(0, |time| time.tv_sec() * 1_000_000_000 + time.tv_nsec())
 }
 
 fn plan(image: &Image, _plan: &mut Plan) -> Result<()> {

@@ -1,7 +1,9 @@
 //! Planning processes: in which order they are made, and what each does on the way.
 
-use super::make::{Birth, MakeProcesses, SetValue};
-use crate::error::{Error, Problems, Result, Subject, code};
+use super::family::{self, Places};
+use super::make::{Birth, MakeProcesses, Member, SetValue};
+use super::{groups, sessions};
+use crate::error::{Problems, Result};
 use crate::kinds::memory::plan::{early, memories};
 use crate::plan::{Plan, Stage};
 use crate::stub::batch::Batch;
@@ -21,17 +23,18 @@ pub fn plan(image: &Image, plan: &mut Plan) -> Result<()> {
     let mut memories = memories(image)?;
     let early: BTreeSet<TaskId> = early(&memories).into_iter().collect();
     memories.retain(|process, _| early.contains(process));
-    let mut problems = Problems::new();
-    let mut births = Vec::new();
-    problems.take(nothing_shared(&processes));
-    for process in &processes {
-        let status = states.iter().find(|status| status.process == process.id);
-        births.extend(problems.take(birth(process, &processes, status)));
-    }
-    problems.finish()?;
+    let births = births(&processes, &states)?.0;
+    let adoptions = sessions::adoptions(&births, &processes)?;
+    let groups = groups::without_leaders(&processes);
     plan.action(
         Stage::Tasks,
-        MakeProcesses { births, outer_session: outer_session(&processes), early: memories },
+        MakeProcesses {
+            births,
+            adoptions,
+            groups,
+            outer_session: outer_session(&processes),
+            early: memories,
+        },
     );
     for process in &processes {
         state(process, plan);
@@ -39,69 +42,69 @@ pub fn plan(image: &Image, plan: &mut Plan) -> Result<()> {
     Ok(())
 }
 
-/// Refuses images in which two processes share what only the threads of one can share today.
-fn nothing_shared(processes: &[Process]) -> Result<()> {
-    let living = || processes.iter().filter_map(|process| process.living.as_ref());
-    let (mut memories, mut tables, mut contexts) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
-    let distinct = living().all(|living| {
-        memories.insert(living.memory)
-            && tables.insert(living.descriptor_table)
-            && contexts.insert(living.file_system_context)
-    });
-    if distinct {
-        Ok(())
-    } else {
-        Err(Error::new(code::SHARED_BETWEEN_PROCESSES, "two processes of the image share what is theirs"))
+/// How all processes come into the world, and where their puppets are.
+///
+/// # Errors
+/// Shapes that can't be rebuilt, all at once.
+pub fn births(processes: &[Process], states: &[ProcessStatus]) -> Result<(Vec<Birth>, Places)> {
+    let mut problems = Problems::new();
+    let mut births: Vec<Birth> = Vec::new();
+    let mut places = Places::default();
+    for process in processes {
+        let status = states.iter().find(|status| status.process == process.id);
+        let birth = birth(process, processes, status);
+        let birth = family::descend(birth, process, processes, &births, &mut places);
+        births.extend(problems.take(birth));
     }
+    problems.finish()?;
+    let makers: BTreeSet<TaskId> = births.iter().filter_map(|birth| birth.maker).collect();
+    for birth in &mut births {
+        birth.others_early = birth.others.iter().any(|other| makers.contains(&other.id));
+    }
+    Ok((births, places))
 }
 
 /// How a process comes into the world.
-fn birth(process: &Process, all: &[Process], status: Option<&ProcessStatus>) -> Result<Birth> {
+fn birth(process: &Process, all: &[Process], status: Option<&ProcessStatus>) -> Birth {
     let find = |id: u32| all.iter().find(|other| other.id.0 == id);
-    let shape = |what: &str| {
-        Err(Error::new(code::SESSION_SHAPE, what).about(Subject::task(process.id.0, &process.command)))
-    };
     let parent = process.parent.and_then(|parent| find(parent.0));
     let founds_session = process.session == process.id.0;
+    // Its parent, and that one's session, came by the end of another process.
+    let mut adopted = false;
     let before_parents_session = match parent {
         Some(parent) if !founds_session && process.session != parent.session => {
             // It was born before its parent founded a session of its own: its session is what the parent had then.
             let inherited = parent.parent.and_then(|grandparent| find(grandparent.0));
             let had = inherited.map_or_else(|| outside(all), |grandparent| Some(grandparent.session));
-            if parent.session != parent.id.0 || had != Some(process.session) {
-                return shape("its session was founded by a process that is not in the tree any more");
-            }
-            true
+            let before = parent.session == parent.id.0 && had == Some(process.session);
+            adopted = !before;
+            before
         }
         _ => false,
     };
-    let group = process.process_group;
-    let joins_group =
-        if group == process.id.0 || find(group).is_some_and(|leader| leader.session == process.session) {
-            (!founds_session).then_some(group)
-        } else if Some(group) == all.first().map(|root| root.process_group) {
-            // The group of the root, which is led from outside: that of whoever restores.
-            None
-        } else {
-            return shape("its process group is led by a process that has ended");
-        };
+    let joins_group = groups::joins(process, all);
     let (zombie, stopped) = match status.map(|status| status.state) {
         Some(State::Zombie { status }) => (Some(status), None),
         Some(State::Stopped { signal }) => (None, Some(signal.cast_signed())),
         Some(State::Running) | None => (None, None),
     };
-    Ok(Birth {
-        id: process.id,
+    Birth {
+        leader: Member { id: process.id, slot: 0, socket: 0 },
+        others: Vec::new(),
+        others_early: false,
         parent: process.parent,
+        maker: None,
+        flags: 0,
         exit_signal: process.exit_signal,
-        threads: process.living.as_ref().map(|living| living.threads.clone()).unwrap_or_default(),
         founds_session,
         before_parents_session,
+        adopted,
         joins_group,
         zombie,
         stopped,
         stop_untold: status.is_some_and(|status| status.stop_untold),
-    })
+        continue_untold: status.is_some_and(|status| status.continue_untold),
+    }
 }
 
 /// The session of the root, if its leader is not in the tree but also led the root's group: then a process can be made
@@ -113,7 +116,7 @@ fn outer_session(all: &[Process]) -> Option<u32> {
 }
 
 /// The session of the root, if it is led from outside of the tree.
-fn outside(all: &[Process]) -> Option<u32> {
+pub(super) fn outside(all: &[Process]) -> Option<u32> {
     let root = all.first()?;
     (root.session != root.id.0).then_some(root.session)
 }
@@ -131,6 +134,9 @@ fn state(process: &Process, plan: &mut Plan) {
     let (value, flags) = (disabled & 1, disabled & !1);
     let arguments = [libc::PR_SET_THP_DISABLE.into(), value.into(), flags.into(), 0.into(), 0.into()];
     batch.must("setting the use of huge pages", libc::SYS_prctl, arguments);
+    for bit in (0..32).map(|number| 1_u32 << number).filter(|bit| living.memory_barriers & bit != 0) {
+        batch.must("registering memory barriers", libc::SYS_membarrier, [bit.into(), 0.into(), 0.into()]);
+    }
     plan.batch(Stage::TaskState, process.id, "process", batch);
     let score = living.oom_score_adjustment.to_string();
     let set = |file, shown, written| SetValue { process: process.id, file, shown, written };
@@ -146,5 +152,11 @@ fn state(process: &Process, plan: &mut Plan) {
     let dumpable = living.dumpable.min(1);
     let arguments = [libc::PR_SET_DUMPABLE.into(), dumpable.into(), 0.into(), 0.into(), 0.into()];
     batch.must("setting dumpable", libc::SYS_prctl, arguments);
+    // All memory is there, and so are all processes with that memory, who set it again.
+    if living.deny_write_execute != 0 {
+        let arguments =
+            [libc::PR_SET_MDWE.into(), living.deny_write_execute.into(), 0.into(), 0.into(), 0.into()];
+        batch.must("denying executable memory", libc::SYS_prctl, arguments);
+    }
     plan.batch(Stage::Timers, process.id, "process", batch);
 }

@@ -3,11 +3,17 @@
 use crate::error::{Error, Problems, Result, code};
 use crate::frozen::{Frozen, FrozenThread, run_in_all};
 use crate::records::Records;
-use crate::stub::batch::{Batch, Data, Outcome};
+use crate::stub::batch::{Batch, CallIndex, Data, Outcome};
 use crate::sys::{process, ptrace};
 use vckpt_image_format::TaskId;
 use vckpt_image_format::record::lightweight_process::{LightweightProcess, Rseq};
 
+/// `PR_GET_SPECULATION_CTRL`.
+const GET_SPECULATION: i32 = 52;
+/// `PR_SPEC_STORE_BYPASS`, `PR_SPEC_INDIRECT_BRANCH`, `PR_SPEC_L1D_FLUSH`.
+pub(super) const SPECULATION: [u32; 3] = [0, 1, 2];
+/// `PR_SPEC_PRCTL`: a task may choose.
+const BY_TASK: u32 = 1;
 /// `PR_GET_TID_ADDRESS`.
 const GET_TID_ADDRESS: i32 = 40;
 
@@ -46,6 +52,8 @@ struct Question {
     batch: Batch,
     address: Data,
     death_signal: Data,
+    counter: Data,
+    speculation: [CallIndex; 3],
 }
 
 impl Question {
@@ -59,7 +67,17 @@ impl Question {
             libc::SYS_prctl,
             [libc::PR_GET_PDEATHSIG.into(), death_signal.into()],
         );
-        Self { batch, address, death_signal }
+        let counter = batch.room(8);
+        batch.call(
+            "asking for the time stamp counter",
+            libc::SYS_prctl,
+            [libc::PR_GET_TSC.into(), counter.into()],
+        );
+        let speculation = SPECULATION.map(|kind| {
+            let arguments = [GET_SPECULATION.into(), kind.into(), 0.into(), 0.into(), 0.into()];
+            batch.call("asking for speculation", libc::SYS_prctl, arguments)
+        });
+        Self { batch, address, death_signal, counter, speculation }
     }
 
     fn record(&self, process: TaskId, thread: &FrozenThread, answer: &Outcome) -> Result<LightweightProcess> {
@@ -76,6 +94,11 @@ impl Question {
             clear_child_tid: answer.word(self.address, 0),
             rseq: (rseq_address != 0).then_some(Rseq { address: rseq_address, size, signature }),
             parent_death_signal: answer.half_word(self.death_signal, 0),
+            time_stamp_counter: answer.half_word(self.counter, 0),
+            speculation: self.speculation.map(|call| {
+                let value = answer.get(call).ok().and_then(|value| u32::try_from(value).ok()).unwrap_or(0);
+                if value & BY_TASK == 0 { 0 } else { value }
+            }),
             wait: thread.agent.wait(),
             instructions: thread.agent.instructions(),
         })

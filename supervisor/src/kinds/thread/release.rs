@@ -12,7 +12,7 @@ use crate::waits::resume;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 use vckpt_image_format::record::lightweight_process::LightweightProcess;
-use vckpt_image_format::record::process::Process;
+use vckpt_image_format::record::process::{EndedLeader, Process};
 use vckpt_image_format::{MemoryId, TaskId};
 use vckpt_parasite::protocol;
 
@@ -31,17 +31,18 @@ pub struct Release {
 
 impl Action for Release {
     fn act(&self, restoring: &mut Restoring<'_>) -> Result<()> {
-        let processes: BTreeMap<TaskId, Process> = crate::image::all::<Process>(restoring.image)?
-            .into_iter()
-            .map(|process| (process.id, process))
-            .collect();
+        let all = crate::image::all::<Process>(restoring.image)?;
+        let processes: BTreeMap<TaskId, &Process> = all.iter().map(|process| (process.id, process)).collect();
+        let leaders: Vec<(&Process, EndedLeader)> = all.iter().filter_map(ended_leader).collect();
         let call = system_call_in_vdso()?;
-        for thread in &self.threads {
-            let puppet = restoring.puppet(thread.id)?;
+        for id in
+            self.threads.iter().map(|thread| thread.id).chain(leaders.iter().map(|(leader, _)| leader.id))
+        {
+            let puppet = restoring.puppet(id)?;
             puppet.park()?;
             puppet.stop()?;
         }
-        let mut leaders = Vec::new();
+        let mut memories: BTreeMap<MemoryId, (&LightweightProcess, Registers, Option<u64>)> = BTreeMap::new();
         let mut ended = BTreeMap::new();
         for thread in &self.threads {
             let about = |error: Box<Error>| error.about(Subject::task(thread.process.0, thread.name.clone()));
@@ -51,18 +52,25 @@ impl Action for Release {
             let home = registers(thread)?;
             let result = wait::restart(restoring.puppet(thread.id)?, thread, &home, call).map_err(about)?;
             ended.extend(result.map(|result| (thread.id, result)));
-            if thread.id == thread.process {
-                let count = memory.map_or(1, |living| living.threads.len());
-                leaders.push((thread, home, call, count));
+            if let Some(living) = memory {
+                memories.entry(living.memory).or_insert((thread, home, call));
             }
         }
-        for (thread, home, call, count) in leaders {
+        let areas = crate::kinds::process::family::places(&all)?.areas();
+        for (memory, (thread, home, call)) in memories {
             // Without a vdso the stub's few pages stay: there is no instruction that could unmap them.
             if let Some(call) = call {
                 let about =
                     |error: Box<Error>| error.about(Subject::task(thread.process.0, thread.name.clone()));
+                let count = areas.get(&memory).copied().unwrap_or(1);
                 unmap(restoring, thread.id, &home, call, count).map_err(about)?;
             }
+        }
+        for (leader, ended) in leaders {
+            let about = |error: Box<Error>| error.about(Subject::task(leader.id.0, leader.command.clone()));
+            let vdso = leader.living.as_ref().and_then(|living| self.vdso.get(&living.memory));
+            let call = vdso.zip(call).map(|(vdso, offset)| vdso + offset);
+            end_leader(restoring, leader.id, ended, call).map_err(about)?;
         }
         for thread in &self.threads {
             let home = registers(thread)?;
@@ -88,6 +96,50 @@ impl Action for Release {
     }
 }
 
+/// A process whose first thread has ended while others run.
+fn ended_leader(process: &Process) -> Option<(&Process, EndedLeader)> {
+    Some((process, process.living.as_ref()?.ended_leader?))
+}
+
+/// Lets the first thread of a process end, by a call from the vdso. In a process that is stopped it ends when the process
+/// goes on.
+fn end_leader(
+    restoring: &mut Restoring<'_>,
+    leader: TaskId,
+    ended: EndedLeader,
+    call: Option<u64>,
+) -> Result<()> {
+    let Some(call) = call else {
+        return Err(Error::new(
+            code::TASK_STATE,
+            "its first thread had ended, which needs a vdso to be restored",
+        ));
+    };
+    let deadline = Instant::now() + PATIENCE;
+    let puppet = restoring.puppet(leader)?;
+    let stopped = puppet.stopped()?;
+    let mut registers = stopped.registers()?;
+    registers.rip = call;
+    registers.orig_rax = u64::MAX;
+    registers.rax = libc::SYS_exit.cast_unsigned();
+    registers.rdi = u64::from(ended.status >> 8);
+    stopped.set_signal_mask(ended.mask)?;
+    stopped.set_registers(&registers)?;
+    let tid = puppet.tid;
+    puppet.release()?;
+    let state = || {
+        let stat = crate::proc::read::file(tid, "stat").ok()?;
+        crate::proc::stat::parse(&stat).map(|stat| stat.state)
+    };
+    while !matches!(state(), None | Some(b'Z' | b'T')) {
+        if Instant::now() > deadline {
+            return Err(Error::new(code::STUB_SILENT, "its first thread did not end in time"));
+        }
+        crate::tracee::pause(PATIENCE);
+    }
+    Ok(())
+}
+
 /// The registers with which a thread begins.
 fn registers(thread: &LightweightProcess) -> Result<Registers> {
     let words: [u64; 27] =
@@ -107,17 +159,17 @@ fn gadgets(thread: &LightweightProcess, puppet: &Puppet) -> Option<Gadgets> {
     (waits && gadgets::are_there(found, &puppet.memory().ok()?)).then_some(found)
 }
 
-/// Unmaps the areas of all threads of a process, by a call of its leader's from the vdso.
+/// Unmaps all areas of a memory, by a call of one of its threads from the vdso.
 fn unmap(
     restoring: &mut Restoring<'_>,
-    leader: TaskId,
+    thread: TaskId,
     home: &Registers,
     call: u64,
     count: usize,
 ) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
-    let puppet = restoring.puppet(leader)?;
-    let area = puppet.area;
+    let puppet = restoring.puppet(thread)?;
+    let area = puppet.place.area;
     let mut registers = *home;
     registers.rip = call;
     registers.orig_rax = u64::MAX;

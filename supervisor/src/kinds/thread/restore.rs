@@ -1,14 +1,53 @@
 //! Planning threads: what each sets about itself before it gets its registers.
 
+use super::observe::SPECULATION;
 use super::release::Release;
 use crate::error::Result;
-use crate::plan::{Plan, Stage};
+use crate::plan::{Action, Plan, Stage};
+use crate::restoring::Restoring;
 use crate::stub::batch::Batch;
 use std::collections::BTreeMap;
+use vckpt_image_format::Text;
 use vckpt_image_format::reader::Image;
 use vckpt_image_format::record::lightweight_process::LightweightProcess;
+use vckpt_image_format::record::process::Process;
 use vckpt_image_format::record::process_map::Source;
 use vckpt_image_format::record::signal::Signal;
+
+/// `PR_SPEC_DISABLE | PR_SPEC_FORCE_DISABLE | PR_SPEC_DISABLE_NOEXEC`.
+const RESTRICTED: u32 = 4 | 8 | 16;
+/// `PR_SET_SPECULATION_CTRL`.
+const SET_SPECULATION: i32 = 53;
+
+/// Takes the time stamp counter and ways of speculation from a thread.
+#[derive(Debug)]
+struct Restrict(LightweightProcess);
+
+impl Action for Restrict {
+    fn act(&self, restoring: &mut Restoring<'_>) -> Result<()> {
+        let thread = &self.0;
+        let mut batch = Batch::new();
+        let mut calls = Vec::new();
+        for (kind, value) in SPECULATION.into_iter().zip(thread.speculation) {
+            let wanted = value & RESTRICTED;
+            if wanted != 0 {
+                let arguments = [SET_SPECULATION.into(), kind.into(), wanted.into(), 0.into(), 0.into()];
+                calls.push(batch.call("restricting speculation", libc::SYS_prctl, arguments));
+            }
+        }
+        if thread.time_stamp_counter > 1 {
+            let arguments = [libc::PR_SET_TSC.into(), thread.time_stamp_counter.into()];
+            batch.must("taking the time stamp counter", libc::SYS_prctl, arguments);
+        }
+        let outcome = restoring.run(thread.id, &batch)?;
+        if let Some(errno) = calls.into_iter().find_map(|call| outcome.get(call).err()) {
+            let line =
+                format!("thread {}: this kernel does not restrict its speculation: {errno}", thread.id);
+            restoring.degraded.push(line);
+        }
+        Ok(())
+    }
+}
 
 /// Adds the state of all threads, and the release.
 ///
@@ -18,12 +57,22 @@ pub fn plan(image: &Image, plan: &mut Plan) -> Result<()> {
     let threads = crate::image::all::<LightweightProcess>(image)?;
     for thread in &threads {
         plan.batch(Stage::TaskState, thread.id, "thread", state(thread));
+        if thread.time_stamp_counter > 1 || thread.speculation.iter().any(|value| value & RESTRICTED != 0) {
+            plan.action(Stage::Timers, Restrict(thread.clone()));
+        }
         if thread.parent_death_signal != 0 {
             // Changing credentials clears this, so it comes after them.
             let mut batch = Batch::new();
             let arguments = [libc::PR_SET_PDEATHSIG.into(), thread.parent_death_signal.into()];
             batch.must("setting the death signal", libc::SYS_prctl, arguments);
             plan.batch(Stage::Timers, thread.id, "thread", batch);
+        }
+    }
+    for process in crate::image::all::<Process>(image)? {
+        if process.living.is_some_and(|living| living.ended_leader.is_some()) {
+            let mut batch = Batch::new();
+            name(&mut batch, &process.command);
+            plan.batch(Stage::TaskState, process.id, "first thread", batch);
         }
     }
     let mut vdso = BTreeMap::new();
@@ -43,13 +92,17 @@ pub fn plan(image: &Image, plan: &mut Plan) -> Result<()> {
     Ok(())
 }
 
-fn state(thread: &LightweightProcess) -> Batch {
-    let mut batch = Batch::new();
-    let mut name = thread.name.0.clone();
+fn name(batch: &mut Batch, name: &Text) {
+    let mut name = name.0.clone();
     name.truncate(15);
     name.push(0);
     let name = batch.data(&name);
     batch.must("setting the name", libc::SYS_prctl, [libc::PR_SET_NAME.into(), name.into()]);
+}
+
+fn state(thread: &LightweightProcess) -> Batch {
+    let mut batch = Batch::new();
+    name(&mut batch, &thread.name);
     batch.must("setting the tid address", libc::SYS_set_tid_address, [thread.clear_child_tid.into()]);
     let (head, length) = thread.robust_list;
     if head != 0 {

@@ -212,7 +212,7 @@ impl Agent {
 
     /// What an injection would have found out.
     fn look_for_gadgets(&mut self, memory: &File) {
-        let text = read::file(self.pid, "maps").unwrap_or_default();
+        let text = read::file(self.tid, "maps").unwrap_or_default();
         let maps = maps::parse(&text).unwrap_or_default();
         self.room = Some(stack::below(&maps, &self.own.registers, self.own.xstate.len()));
         self.gadgets = gadgets::find(&maps, memory, &mut gadgets::Cache::new()).ok();
@@ -252,7 +252,7 @@ impl Drop for Agent {
         if matches!(self.state, TaskState::Gone) {
             return;
         }
-        let memory = File::options().read(true).write(true).open(format!("/proc/{}/mem", self.pid));
+        let memory = File::options().read(true).write(true).open(format!("/proc/{}/mem", self.tid));
         if let Ok(memory) = memory {
             let _ = self.release(&memory);
         }

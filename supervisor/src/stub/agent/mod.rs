@@ -99,6 +99,19 @@ impl Agent {
         self.tid
     }
 
+    /// The thread, as long as no stub is in it.
+    ///
+    /// # Errors
+    /// [`code::INTERNAL`] if it runs.
+    pub fn stopped(&self) -> Result<&Stopped> {
+        match &self.state {
+            TaskState::Stopped(stopped) => Ok(stopped),
+            TaskState::Running(_) | TaskState::Gone => {
+                Err(Error::new(code::INTERNAL, "a thread does not stand still").about(self.subject()))
+            }
+        }
+    }
+
     /// The thread's own registers.
     #[must_use]
     pub fn registers(&self) -> &Registers {

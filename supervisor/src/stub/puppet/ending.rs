@@ -8,11 +8,12 @@ use crate::tracee::{Running, Stop};
 use std::time::Instant;
 
 impl Puppet {
-    /// Makes it end itself with this wait status; its parent will find a zombie.
+    /// Makes it end itself with this wait status; its parent will find a zombie. Gives the status that it then has: one
+    /// of a process that has dumped core can't be had without doing so.
     ///
     /// # Errors
     /// [`code::STUB_SILENT`](crate::error::code::STUB_SILENT).
-    pub fn end(&mut self, status: u32) -> Result<()> {
+    pub fn end(&mut self, status: u32) -> Result<u32> {
         let signal = status & 0x7f;
         let mut batch = Batch::new();
         if signal == 0 {
@@ -47,7 +48,7 @@ impl Puppet {
             wait_for_end(running)?;
         }
         self.ours = false;
-        Ok(())
+        Ok(if signal == 0 { status } else { signal })
     }
 }
 

@@ -7,7 +7,7 @@ mod ending;
 mod making;
 mod stopping;
 
-pub use making::Place;
+pub use making::{Child, FILE_SYSTEM, FILES, HANDLERS, MEMORY, PARENT, Place, THREAD_FLAGS};
 
 use super::batch::{Batch, Outcome};
 use super::channel::Channel;
@@ -20,6 +20,9 @@ use std::time::{Duration, Instant};
 use vckpt_image_format::TaskId;
 use vckpt_parasite::protocol::{self, operation};
 
+/// With which puppets are traced.
+pub const OPTIONS: i32 = libc::PTRACE_O_TRACESYSGOOD | libc::PTRACE_O_EXITKILL;
+
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A puppet: a process, or a second thread of one.
@@ -27,8 +30,12 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub struct Puppet {
     /// Its thread ID, as this program sees it.
     pub tid: i32,
+    /// The ID of its process, as this program sees it.
+    process: i32,
     /// The ID that the application knows.
     pub id: TaskId,
+    /// Where all puppets are.
+    pub place: Place,
     /// Address of its area.
     pub area: u64,
     /// Number of its socket in its own table.
@@ -43,8 +50,7 @@ pub struct Puppet {
 
 impl Puppet {
     fn trace(&mut self) -> Result<()> {
-        let options = libc::PTRACE_O_TRACESYSGOOD | libc::PTRACE_O_EXITKILL;
-        self.state = TaskState::Running(Running::seize(self.tid, options)?);
+        self.state = TaskState::Running(Running::seize(self.tid, OPTIONS)?);
         Ok(())
     }
 
@@ -181,11 +187,14 @@ impl Puppet {
         }
     }
 
-    /// Lets it run as what it has become.
+    /// Lets it run as what it has become, if it does not so already.
     ///
     /// # Errors
     /// [`code::TARGET_DIED`] or [`code::PTRACE`].
     pub fn release(&mut self) -> Result<()> {
+        if !self.ours {
+            return Ok(());
+        }
         match self.state.take() {
             TaskState::Stopped(stopped) => {
                 self.ours = false;

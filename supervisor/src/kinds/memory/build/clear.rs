@@ -16,7 +16,7 @@ const USER: (u64, u64) = (0x1_0000, 0x7fff_ffff_f000);
 pub(super) fn clear(restoring: &mut Restoring<'_>, plan: &MemoryPlan) -> Result<()> {
     let puppet = restoring.puppet(plan.process)?;
     // The puppets of the other threads are there already.
-    let area = (puppet.area, puppet.area + (protocol::AREA_LENGTH * plan.threads) as u64);
+    let area = (puppet.place.area, puppet.place.area_of(plan.areas));
     let there = maps::parse(&read::file(puppet.tid, "maps")?)
         .map_err(|line| Error::new(code::PROC, "the kernel's text is not understood").because(line))?;
     let wanted: Vec<&Mapping> = plan.mappings.iter().filter(|mapping| is_movable(mapping)).collect();

@@ -3,8 +3,10 @@
 use super::MemoryPlan;
 use super::calls::Builder;
 use crate::error::Result;
+use crate::proc::read;
 use crate::restoring::Restoring;
 use crate::stub::batch::Batch;
+use std::os::unix::fs::MetadataExt;
 
 impl Builder {
     /// Tells the kernel the addresses that it keeps.
@@ -12,11 +14,19 @@ impl Builder {
         self.flush(restoring)?;
         let layout = &plan.layout;
         let puppet = restoring.puppet(self.process)?;
-        let (scratch, socket) = (puppet.scratch(), puppet.socket);
+        let (scratch, socket) = (puppet.scratch(), puppet.place.socket);
+        let has = std::fs::metadata(read::path(puppet.tid, "exe")).ok();
         let auxiliary_vector = scratch + 256;
         puppet.write(auxiliary_vector, &layout.auxiliary_vector)?;
         let mut batch = Batch::new();
-        let place = if plan.inherits_executable {
+        let is_there = || {
+            let wanted = std::fs::metadata(restoring.path(layout.executable.path.as_path())).ok();
+            // Of whichever task it is a copy.
+            wanted
+                .zip(has.as_ref())
+                .is_some_and(|(one, other)| (one.dev(), one.ino()) == (other.dev(), other.ino()))
+        };
+        let place = if plan.inherits_executable || layout.executable.nameless.is_none() && is_there() {
             -1
         } else {
             // The descriptor's number goes into the structure, so it must be known: it is moved to one that is free.

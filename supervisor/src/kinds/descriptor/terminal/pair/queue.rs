@@ -35,7 +35,7 @@ pub fn observe(frozen: &mut Frozen, pair: &mut Pair) -> Result<()> {
     }
     let Some(process) = frozen.processes.get_mut(holder.process) else { return Ok(()) };
     // The number that the slave gets when it is opened: the lowest that is free.
-    let numbers = read::numbers(process.pid, "fd")?;
+    let numbers = read::numbers(process.view, "fd")?;
     let peer_number = (0..).find(|number| numbers.binary_search(number).is_err()).unwrap_or_default();
     let subject = process.subject().descriptor(holder.number);
     let question = Question::new(holder.number, peer_number);

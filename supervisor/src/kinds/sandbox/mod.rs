@@ -1,0 +1,27 @@
+//! Sandbox: system call filters.
+//!
+//! # In Linux
+//!
+//! A thread may have filters (seccomp(2)), programs that decide on each system call: it is made, fails, or ends the thread
+//! or its process. Children and programs inherit them, and nobody can take them away. In strict mode there are four calls.
+//!
+//! # What is saved
+//!
+//! All filters of every thread, in their order, if root dumps: nobody else may read them. While a stub is in a thread, and
+//! while a thread is restored, its filters are suspended (`PTRACE_O_SUSPEND_SECCOMP`).
+//!
+//! If this program is killed, the filters count again while the stub is on its way home. So a thread is only dumped if
+//! its filters end it at none of the calls that a stub makes: [`filter`] runs them.
+//!
+//! # What is not
+//!
+//! Strict mode, filters that ask a supervisor (`SECCOMP_RET_USER_NOTIF`), and threads of ordinary users that have filters
+//! are refused. Landlock rules can't be seen by anybody, and are lost.
+//!
+//! # What it needs
+//!
+//! `CAP_SYS_ADMIN` in the first user namespace, and no filter upon this program; a kernel with `CONFIG_CHECKPOINT_RESTORE`.
+
+pub mod filter;
+pub mod observe;
+pub mod restore;

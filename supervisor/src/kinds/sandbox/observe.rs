@@ -1,0 +1,114 @@
+//! Reads filters, suspends them, and refuses those under which no dump is safe.
+
+use super::filter::{self, ALLOW, ERROR, LOG};
+use crate::error::{Error, Result, code};
+use crate::frozen::Frozen;
+use crate::records::Records;
+use crate::tracee::Stopped;
+use nix::errno::Errno;
+use vckpt_image_format::record::sandbox::{Filter, Sandbox, ThreadSandbox};
+
+/// `SECCOMP_MODE_STRICT`.
+const STRICT: u32 = 1;
+
+/// The calls without which a stub does not find home.
+const ON_THE_WAY_HOME: [(i64, &str); 5] = [
+    (libc::SYS_rt_sigreturn, "rt_sigreturn"),
+    (libc::SYS_munmap, "munmap"),
+    (libc::SYS_close, "close"),
+    (libc::SYS_recvmsg, "recvmsg"),
+    (libc::SYS_sendmsg, "sendmsg"),
+];
+
+/// All other calls that a stub makes in a target. They may fail when this program is gone.
+const OTHERS: [(i64, &str); 33] = [
+    (libc::SYS_socketpair, "socketpair"),
+    (libc::SYS_mmap, "mmap"),
+    (libc::SYS_mprotect, "mprotect"),
+    (libc::SYS_brk, "brk"),
+    (libc::SYS_prctl, "prctl"),
+    (libc::SYS_personality, "personality"),
+    (libc::SYS_waitid, "waitid"),
+    (libc::SYS_getpid, "getpid"),
+    (libc::SYS_gettid, "gettid"),
+    (libc::SYS_sigaltstack, "sigaltstack"),
+    (libc::SYS_rt_sigaction, "rt_sigaction"),
+    (libc::SYS_rt_sigpending, "rt_sigpending"),
+    (libc::SYS_rt_sigprocmask, "rt_sigprocmask"),
+    (libc::SYS_rt_sigtimedwait, "rt_sigtimedwait"),
+    (libc::SYS_rt_sigqueueinfo, "rt_sigqueueinfo"),
+    (libc::SYS_rt_tgsigqueueinfo, "rt_tgsigqueueinfo"),
+    (libc::SYS_getitimer, "getitimer"),
+    (libc::SYS_timer_gettime, "timer_gettime"),
+    (libc::SYS_timer_settime, "timer_settime"),
+    (libc::SYS_timer_getoverrun, "timer_getoverrun"),
+    (libc::SYS_clock_gettime, "clock_gettime"),
+    (libc::SYS_sched_getattr, "sched_getattr"),
+    (libc::SYS_sched_getaffinity, "sched_getaffinity"),
+    (libc::SYS_ioprio_get, "ioprio_get"),
+    (libc::SYS_get_mempolicy, "get_mempolicy"),
+    (libc::SYS_prlimit64, "prlimit64"),
+    (libc::SYS_getrlimit, "getrlimit"),
+    (libc::SYS_mincore, "mincore"),
+    (libc::SYS_membarrier, "membarrier"),
+    (libc::SYS_arch_prctl, "arch_prctl"),
+    (libc::SYS_ioctl, "ioctl"),
+    (libc::SYS_fcntl, "fcntl"),
+    (libc::SYS_restart_syscall, "restart_syscall"),
+];
+
+/// Takes down the filters of a thread that stands still and has some, and suspends them.
+///
+/// # Errors
+/// [`code::TASK_STATE`] if it can't be dumped under them, [`code::NOT_PERMITTED`] if they may not be read.
+pub fn suspend(stopped: &Stopped, mode: u32) -> Result<Vec<Filter>> {
+    if mode == STRICT {
+        return Err(Error::new(code::TASK_STATE, "it runs in the strict mode of seccomp")
+            .because("a task in it could not go on if the dump were killed"));
+    }
+    let forbidden = |errno: Errno| {
+        let error = Error::system(code::TASK_STATE, "it runs under a seccomp filter", errno);
+        error.hint("only root may read filters, and only from a program that has none itself")
+    };
+    let filters = stopped.filters().map_err(forbidden)?;
+    refuse(&filters)?;
+    stopped.suspend_filters(libc::PTRACE_O_TRACESYSGOOD).map_err(forbidden)?;
+    Ok(filters)
+}
+
+fn refuse(filters: &[Filter]) -> Result<()> {
+    if filters.iter().any(|filter| filter::may_notify(&filter.program)) {
+        let what = "its seccomp filter asks another process (SECCOMP_RET_USER_NOTIF)";
+        return Err(Error::new(code::TASK_STATE, what).because("that one can't be connected to it again"));
+    }
+    let calls =
+        ON_THE_WAY_HOME.iter().map(|call| (call, true)).chain(OTHERS.iter().map(|call| (call, false)));
+    for (&(number, name), is_needed) in calls {
+        let is_good = |answer: u32| matches!(answer, ALLOW | LOG) || !is_needed && answer == ERROR;
+        let number = u32::try_from(number).unwrap_or(0);
+        let mut answers = filters.iter().flat_map(|filter| filter::answers(&filter.program, number));
+        if !answers.all(is_good) {
+            let what = format!("its seccomp filter does not allow {name}");
+            let why = "it would be harmed by a dump that is killed while its stub makes that call";
+            return Err(Error::new(code::TASK_STATE, what).because(why));
+        }
+    }
+    Ok(())
+}
+
+/// Gives the records of all filters.
+///
+/// # Errors
+/// None.
+pub fn observe(frozen: &mut Frozen, records: &mut Records) -> Result<()> {
+    for process in frozen.living() {
+        let threads = process.threads.iter().filter(|thread| !thread.filters.is_empty());
+        let threads: Vec<_> = threads
+            .map(|thread| ThreadSandbox { thread: thread.id, filters: thread.filters.clone() })
+            .collect();
+        if !threads.is_empty() {
+            records.push(Sandbox { process: process.id, threads });
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,150 @@
+//! System call filters: kept by root, refused by name where that is not possible.
+
+use crate::harness::case::{Case, text, two_rounds};
+use crate::harness::{Outcome, Topic, ensure, need_root};
+use crate::stage::kernel::{check, fork, pipe, put, take};
+use crate::stage::{Stage, Verdict, thread, verify};
+
+pub(crate) const TOPIC: Topic = Topic {
+    name: "sandbox",
+    fixtures: &[("filters", filters), ("forbidding", forbidding)],
+    cases: &[
+        ("filters_of_threads_and_children", filters_of_threads),
+        ("filters_that_are_refused", filters_that_are_refused),
+        ("filters_of_an_ordinary_user", filters_of_an_ordinary_user),
+    ],
+};
+
+fn filters_of_threads() -> Outcome {
+    need_root()?;
+    two_rounds("filters")
+}
+
+const ALLOW: u32 = libc::SECCOMP_RET_ALLOW;
+const ERROR: u32 = libc::SECCOMP_RET_ERRNO;
+
+/// Answers one call, and allows all others.
+fn install(number: i64, answer: u32, flags: u64) -> i64 {
+    let one = |code: u16, jt: u8, jf: u8, k: u32| libc::sock_filter { code, jt, jf, k };
+    let program =
+        [one(0x20, 0, 0, 0), one(0x15, 0, 1, number as u32), one(0x06, 0, 0, answer), one(0x06, 0, 0, ALLOW)];
+    let program = libc::sock_fprog { len: 4, filter: program.as_ptr().cast_mut() };
+    // SAFETY: a valid program, which the kernel copies.
+    unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program) }
+}
+
+/// The error numbers of three calls, 0 if they are made; the number of filters.
+fn answers() -> String {
+    let error = |number| {
+        // SAFETY: these calls take no arguments, or fail with a null pointer.
+        let result = unsafe { libc::syscall(number, 0) };
+        if result < 0 { std::io::Error::last_os_error().raw_os_error().unwrap_or(0) } else { 0 }
+    };
+    let errors = [libc::SYS_getppid, libc::SYS_getpgrp, libc::SYS_getuid].map(error);
+    let status = std::fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
+    let lines = status.lines().filter(|line| line.starts_with("Seccomp") || line.starts_with("NoNewPrivs"));
+    format!("{errors:?} {}", lines.collect::<Vec<_>>().join(" "))
+}
+
+/// A process with two filters, a thread with one more, and a child that can gain no rights and has its own.
+fn filters(stage: Stage) {
+    let (ask, answer) = (pipe(0), pipe(0));
+    check(install(libc::SYS_getppid, ERROR | 42, 0)).unwrap();
+    check(install(libc::SYS_getpgrp, ERROR | 43, libc::SECCOMP_FILTER_FLAG_LOG)).unwrap();
+    // Nobody makes this call, so that it does no harm.
+    check(install(libc::SYS_mount, libc::SECCOMP_RET_KILL_PROCESS, 0)).unwrap();
+    fork(|| {
+        // SAFETY: plain integers.
+        check(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }).unwrap();
+        check(install(libc::SYS_getuid, ERROR | 45, 0)).unwrap();
+        while let Ok([_]) = take(ask[0], 1).as_deref() {
+            put(answer[1], answers().as_bytes()).unwrap();
+        }
+        0
+    });
+    let (tell, hear) = std::sync::mpsc::channel();
+    let (order, orders) = std::sync::mpsc::channel::<()>();
+    thread(move || {
+        check(install(libc::SYS_getuid, ERROR | 44, 0)).unwrap();
+        while orders.recv().is_ok() {
+            tell.send(answers()).unwrap();
+        }
+    });
+    let verify_all = move || -> Verdict {
+        order.send(()).map_err(|error| error.to_string())?;
+        put(ask[1], b"?").map_err(|error| error.to_string())?;
+        let child = take(answer[0], 400).map_err(|error| error.to_string())?;
+        let found = [
+            answers(),
+            hear.recv().map_err(|error| error.to_string())?,
+            String::from_utf8_lossy(&child).into_owned(),
+        ];
+        let expected = [("[42, 43, 0]", 0, 3), ("[42, 43, 44]", 0, 4), ("[42, 43, 45]", 1, 4)];
+        for (found, (errors, no_new, count)) in found.iter().zip(expected) {
+            let wanted = format!("{errors} NoNewPrivs:\t{no_new} Seccomp:\t2 Seccomp_filters:\t{count}");
+            verify!(*found == wanted, "{found}, not {wanted}");
+        }
+        Ok(())
+    };
+    verify_all().unwrap();
+    stage.serve(move |_| verify_all());
+}
+
+/// A process whose filter, or mode, is told by the argument.
+fn forbidding(stage: Stage) {
+    let kind = stage.arguments[0].as_str();
+    if !crate::harness::is_root() {
+        // SAFETY: plain integers.
+        check(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }).unwrap();
+    }
+    match kind {
+        "kill" => drop(check(install(libc::SYS_timer_gettime, libc::SECCOMP_RET_KILL_PROCESS, 0)).unwrap()),
+        "notify" => drop(check(install(libc::SYS_mount, libc::SECCOMP_RET_USER_NOTIF, 0)).unwrap()),
+        "home" => drop(check(install(libc::SYS_munmap, ERROR | 1, 0)).unwrap()),
+        "strict" => {
+            let ends = pipe(0);
+            let child = fork(|| {
+                // SAFETY: a mode without arguments; then the one call that is left to it.
+                unsafe {
+                    libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_STRICT);
+                    let mut byte = 0_u8;
+                    libc::syscall(libc::SYS_read, ends[0], &raw mut byte, 1);
+                    libc::syscall(libc::SYS_exit, 0);
+                }
+                0
+            });
+            let status = format!("/proc/{child}/status");
+            while !std::fs::read_to_string(&status).unwrap_or_default().contains("Seccomp:\t1") {
+                std::thread::yield_now();
+            }
+        }
+        _ => drop(check(install(libc::SYS_mount, ERROR | 1, 0)).unwrap()),
+    }
+    stage.serve(|_| Ok(()));
+}
+
+fn refused(kind: &str, words: &str) -> Outcome {
+    let mut case = Case::new()?;
+    let root = case.start("forbidding", &[kind])?;
+    let image = case.path("refused.vckpt");
+    let ran = case.vckpt(&["dump", &root.to_string(), "-o", text(&image)])?;
+    ran.refused(&[3])?;
+    ensure!(ran.stderr.contains(words), "{kind}: not by name: {}", ran.describe());
+    case.ask()?;
+    case.finish(root)
+}
+
+fn filters_that_are_refused() -> Outcome {
+    need_root()?;
+    refused("kill", "does not allow timer_gettime")?;
+    refused("notify", "SECCOMP_RET_USER_NOTIF")?;
+    refused("home", "does not allow munmap")?;
+    refused("strict", "strict mode of seccomp")
+}
+
+fn filters_of_an_ordinary_user() -> Outcome {
+    if crate::harness::is_root() {
+        return crate::harness::skip("an ordinary user");
+    }
+    refused("plain", "it runs under a seccomp filter")
+}
