@@ -64,6 +64,7 @@ mod signals;
 mod small_stacks;
 mod sockets;
 mod spin;
+mod streams;
 mod system_v;
 mod terminal;
 mod threads;
@@ -106,6 +107,7 @@ const TOPICS: &[Topic] = &[
     events::TOPIC,
     watches::TOPIC,
     sockets::TOPIC,
+    streams::TOPIC,
     over::TOPIC,
     status::TOPIC,
     terminal::TOPIC,

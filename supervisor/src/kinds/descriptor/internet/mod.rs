@@ -11,16 +11,29 @@
 //!   memberships.
 //! - **Kernel**: `TCP_INFO` tells the state, and of a listener the backlog.
 
+pub mod ends;
+pub mod hold;
 pub mod observe;
 pub mod over;
+pub mod pair;
+pub mod repair;
 pub mod restore;
+pub mod revive;
+pub mod stream;
 
+use super::all;
 use super::opened::Opened;
 use super::socket::SOCKET;
+use crate::error::{Error, Problems, Result, Subject, code};
+use crate::plan::Plan;
 use crate::sys::socket;
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::AsFd;
-use vckpt_image_format::record::connection::Address;
+use vckpt_image_format::record::connection::{Address, Connection, ConnectionState};
+use vckpt_image_format::record::socket_option::SocketOption;
+use vckpt_image_format::{Image, Record};
 
 /// Whether it is a socket of one of these families, and of a type that can be kept.
 #[must_use]
@@ -40,6 +53,56 @@ pub fn claims(opened: &Opened) -> bool {
         }
         _ => false,
     }
+}
+
+/// Looks whether this host has the addresses of the sockets, and the rights that their connections need.
+///
+/// # Errors
+/// [`code::ADDRESS_TAKEN`] with the address, [`code::PRIVILEGE`].
+pub fn check(image: &Image, plan: &Plan) -> Result<()> {
+    let mut problems = Problems::new();
+    let mut known = HashSet::new();
+    for mut connection in all::<Connection>(image)? {
+        plan.map(&mut connection);
+        if matches!(connection.state, ConnectionState::Established { .. }) && !repair::is_permitted() {
+            let what = "making a TCP connection again whose peer is outside";
+            let error = Error::new(code::PRIVILEGE, what).because("this needs CAP_NET_ADMIN");
+            problems.push(error.about(Subject::path(connection.name())));
+        }
+        let Some(Address::Internet(local)) = connection.local else { continue };
+        // Those that are over get another address; some are had although this host has them not.
+        let is_free = [(libc::IPPROTO_IP, libc::IP_FREEBIND), (libc::IPPROTO_IP, libc::IP_TRANSPARENT)];
+        let is_free = |option: &SocketOption| {
+            is_free.contains(&(option.level.cast_signed(), option.name.cast_signed()))
+                && option.value.iter().any(|&byte| byte != 0)
+        };
+        if matches!(connection.state, ConnectionState::Over { .. })
+            || connection.options.iter().any(is_free)
+            || !known.insert(local.ip())
+        {
+            continue;
+        }
+        problems.take(has_address(local).map_err(|error| error.about(Subject::path(connection.name()))));
+    }
+    problems.finish()
+}
+
+/// Whether this host has an address.
+fn has_address(mut address: SocketAddr) -> Result<()> {
+    address.set_port(0);
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let probe = rustix::net::socket_with(family, SocketType::DGRAM, SocketFlags::CLOEXEC, None);
+    let bound = probe
+        .map_err(|errno| nix::errno::Errno::from_raw(errno.raw_os_error()))
+        .and_then(|probe| socket::bind(probe.as_fd(), &format_address(&Address::Internet(address))));
+    bound.map_err(|errno| {
+        let what = format!("this host does not have the address {}", address.ip());
+        let hint = format!(
+            "give it to an interface, or give the sockets another one with --map-ip {}=NEW",
+            address.ip()
+        );
+        Error::system(code::ADDRESS_TAKEN, what, errno).hint(hint)
+    })
 }
 
 /// Options that must be set before a socket gets its address.
