@@ -34,6 +34,7 @@ mod aio;
 mod attributes;
 mod blocked;
 mod clocks;
+mod clients;
 mod commands;
 mod damaged;
 mod databases;
@@ -118,6 +119,7 @@ const TOPICS: &[Topic] = &[
     servers::TOPIC,
     shapes::TOPIC,
     sharing::TOPIC,
+    clients::TOPIC,
     workloads::TOPIC,
     runtimes::TOPIC,
     databases::TOPIC,
