@@ -38,6 +38,7 @@ mod clients;
 mod commands;
 mod damaged;
 mod databases;
+mod datagrams;
 mod events;
 mod files;
 mod guards;
@@ -108,6 +109,7 @@ const TOPICS: &[Topic] = &[
     events::TOPIC,
     watches::TOPIC,
     sockets::TOPIC,
+    datagrams::TOPIC,
     streams::TOPIC,
     over::TOPIC,
     status::TOPIC,

@@ -49,6 +49,12 @@ fn pattern(from: u64, length: usize) -> Vec<u8> {
     (from..).take(length).map(byte).collect()
 }
 
+fn set(socket: &TcpStream, name: i32, value: i32) {
+    let place = (&raw const value).cast();
+    // SAFETY: a valid value of four bytes.
+    assert_eq!(unsafe { libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, name, place, 4) }, 0);
+}
+
 /// What the ends have agreed upon: options, scales of windows.
 fn agreed(socket: &TcpStream) -> Vec<u8> {
     let mut info = [0_u8; 64];
@@ -106,7 +112,8 @@ fn connect(listener: &TcpListener) -> (TcpStream, TcpStream) {
 
 /// Connections within the tree; `full` fills all buffers.
 fn pairs(stage: Stage) {
-    let most = if stage.arguments.is_empty() { 20_000 } else { usize::MAX };
+    let is_full = !stage.arguments.is_empty();
+    let most = if is_full { 700_000 } else { 20_000 };
     let mut listeners: Vec<TcpListener> =
         ["127.0.0.1:0", "[::1]:0", "[::]:0"].iter().filter_map(|at| TcpListener::bind(at).ok()).collect();
     let mut ends: Vec<_> =
@@ -120,6 +127,10 @@ fn pairs(stage: Stage) {
     for (client, server) in &ends {
         client.set_nodelay(true).unwrap();
         server.set_ttl(17).unwrap();
+        // Little room to receive, so that the most waits to be sent.
+        for end in [client, server].into_iter().filter(|_| is_full) {
+            set(end, libc::SO_RCVBUF, 150_000);
+        }
     }
     let names = |ends: &[(TcpStream, TcpStream)]| {
         let name = |end: &TcpStream| (end.local_addr().unwrap(), end.peer_addr().unwrap());
@@ -209,8 +220,8 @@ fn backlog(stage: Stage) {
     });
 }
 
-/// What the harness sends for one verification: more than all buffers take.
-const PORTION: usize = 12 << 20;
+/// What the harness sends for one verification: more than default buffers take.
+const PORTION: usize = 1 << 20;
 
 /// Serves one connection from outside.
 fn served(stage: Stage) {
@@ -222,7 +233,7 @@ fn served(stage: Stage) {
     let before = agreed(&connection);
     let mut flow = Flow::default();
     let portion: usize = stage.arguments[1].parse().unwrap();
-    flow.load(&mut connection, usize::MAX);
+    flow.load(&mut connection, PORTION);
     stage.publish("sent", &flow.sent.to_string());
     let mut read = 0;
     let sent = stage.path("sent");
@@ -236,7 +247,7 @@ fn served(stage: Stage) {
         connection.read_exact(&mut bytes).map_err(told)?;
         verify!(bytes == pattern(read, portion), "other bytes than were sent");
         read += portion as u64;
-        flow.load(&mut connection, usize::MAX);
+        flow.load(&mut connection, PORTION);
         std::fs::write(&sent, flow.sent.to_string()).map_err(told)
     });
 }

@@ -11,6 +11,7 @@
 //!   memberships.
 //! - **Kernel**: `TCP_INFO` tells the state, and of a listener the backlog.
 
+mod datagrams;
 pub mod ends;
 pub mod hold;
 pub mod observe;
@@ -44,11 +45,17 @@ pub fn claims(opened: &Opened) -> bool {
     let option = |name: i32| {
         socket::number_option(opened.file.as_fd(), SOCKET, name.cast_unsigned()).map_or(-1, u32::cast_signed)
     };
-    match (option(libc::SO_DOMAIN), option(libc::SO_PROTOCOL)) {
-        (libc::AF_INET | libc::AF_INET6, protocol) => {
-            matches!(protocol, libc::IPPROTO_TCP | libc::IPPROTO_UDP)
-        }
-        (libc::AF_NETLINK, protocol) => {
+    match (option(libc::SO_DOMAIN), option(libc::SO_TYPE), option(libc::SO_PROTOCOL)) {
+        (libc::AF_INET | libc::AF_INET6, libc::SOCK_RAW, _) => true,
+        (libc::AF_INET | libc::AF_INET6, _, protocol) => matches!(
+            protocol,
+            libc::IPPROTO_TCP
+                | libc::IPPROTO_UDP
+                | libc::IPPROTO_UDPLITE
+                | libc::IPPROTO_ICMP
+                | libc::IPPROTO_ICMPV6
+        ),
+        (libc::AF_NETLINK, _, protocol) => {
             protocol == libc::NETLINK_ROUTE || protocol == libc::NETLINK_KOBJECT_UEVENT
         }
         _ => false,
@@ -118,6 +125,18 @@ const BEFORE_BIND: &[(i32, i32)] = &[
 /// `IPV6_V6ONLY`, with its level.
 const V6ONLY: (u32, u32) = (libc::IPPROTO_IPV6.cast_unsigned(), libc::IPV6_V6ONLY.cast_unsigned());
 
+const IPV6_AUTOFLOWLABEL: i32 = 70;
+const IPV6_DONTFRAG: i32 = 62;
+const IPV6_MINHOPCOUNT: i32 = 73;
+const IP_MULTICAST_ALL: i32 = 49;
+/// Of raw sockets of both versions.
+const ICMP_FILTER: i32 = 1;
+const UDP_CORK: i32 = 1;
+const UDP_SEGMENT: i32 = 103;
+const UDP_GRO: i32 = 104;
+const UDPLITE_SEND_CSCOV: i32 = 10;
+const UDPLITE_RECV_CSCOV: i32 = 11;
+
 /// Options of the internet protocols.
 const OPTIONS: &[(i32, i32)] = &[
     (libc::IPPROTO_IP, libc::IP_TOS),
@@ -136,6 +155,23 @@ const OPTIONS: &[(i32, i32)] = &[
     (libc::IPPROTO_IPV6, libc::IPV6_RECVERR),
     (libc::IPPROTO_IPV6, libc::IPV6_RECVHOPLIMIT),
     (libc::IPPROTO_IPV6, libc::IPV6_TCLASS),
+    (libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS),
+    (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER),
+    (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_IF),
+    (libc::IPPROTO_IPV6, IPV6_AUTOFLOWLABEL),
+    (libc::IPPROTO_IPV6, IPV6_DONTFRAG),
+    (libc::IPPROTO_IPV6, IPV6_MINHOPCOUNT),
+    (libc::IPPROTO_IP, libc::IP_MINTTL),
+    (libc::IPPROTO_IP, libc::IP_RECVORIGDSTADDR),
+    (libc::IPPROTO_IP, libc::IP_HDRINCL),
+    (libc::IPPROTO_IP, IP_MULTICAST_ALL),
+    (libc::IPPROTO_RAW, ICMP_FILTER),
+    (libc::IPPROTO_ICMPV6, ICMP_FILTER),
+    (libc::IPPROTO_UDP, UDP_CORK),
+    (libc::IPPROTO_UDP, UDP_SEGMENT),
+    (libc::IPPROTO_UDP, UDP_GRO),
+    (libc::IPPROTO_UDPLITE, UDPLITE_SEND_CSCOV),
+    (libc::IPPROTO_UDPLITE, UDPLITE_RECV_CSCOV),
     (libc::IPPROTO_TCP, libc::TCP_NODELAY),
     (libc::IPPROTO_TCP, libc::TCP_CORK),
     (libc::IPPROTO_TCP, libc::TCP_KEEPIDLE),

@@ -45,7 +45,7 @@ fn connection(opened: &Opened, streams: &Streams<'_>, records: &mut Records) -> 
     let state = match (family.cast_signed(), protocol.cast_signed()) {
         (libc::AF_NETLINK, _) => netlink_state(opened)?,
         (_, libc::IPPROTO_TCP) => tcp_state(opened, local, peer, streams, records)?,
-        _ => datagram_state(opened, peer, records),
+        _ => datagram_state(opened, peer, records)?,
     };
     let levels = |options: &[(i32, i32)]| -> Vec<(u32, i32)> {
         options.iter().map(|&(level, name)| (level.cast_unsigned(), name)).collect()
@@ -164,12 +164,25 @@ fn over(
     Ok(ConnectionState::Over { ending, peer })
 }
 
-/// The state of a UDP socket. What waits in it may be lost on the way as well.
-fn datagram_state(opened: &Opened, peer: Option<Address>, records: &mut Records) -> ConnectionState {
-    if rustix::io::ioctl_fionread(&opened.file).is_ok_and(|bytes| bytes > 0) {
-        records.degraded.push(format!("{}: datagrams that wait are not kept", opened.subject));
+/// The state of a datagram socket, and what waits in it.
+fn datagram_state(opened: &Opened, peer: Option<Address>, records: &mut Records) -> Result<ConnectionState> {
+    let mut polled = [PollFd::new(&opened.file, PollFlags::IN)];
+    let polls = poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
+    let events = polled[0].revents();
+    if polls.is_ok() && events.intersects(PollFlags::IN | PollFlags::ERR) {
+        let socket_type =
+            socket::number_option(opened.file.as_fd(), SOCKET, libc::SO_TYPE.cast_unsigned()).unwrap_or(0);
+        // Looking at an error takes it away.
+        if events.contains(PollFlags::ERR) || socket_type.cast_signed() != libc::SOCK_DGRAM {
+            records.degraded.push(format!("{}: packets or errors that wait are not kept", opened.subject));
+        } else {
+            let messages = any_socket::waiting_messages(opened, false)?;
+            for record in DataQueued::portions(Queue::Socket(identity(opened)), true, messages) {
+                records.push(record);
+            }
+        }
     }
-    peer.map_or(ConnectionState::Unconnected, |peer| ConnectionState::FixedPeer { peer })
+    Ok(peer.map_or(ConnectionState::Unconnected, |peer| ConnectionState::FixedPeer { peer }))
 }
 
 /// A netlink socket must have nothing to be read.

@@ -3,7 +3,7 @@
 
 use super::ends::{internet, of_family, plain};
 use super::over::{LIMIT, REUSE, accepted, split, wait};
-use super::{BEFORE_BIND, V6ONLY, format_address};
+use super::{BEFORE_BIND, V6ONLY, format_address, parse_address};
 use crate::error::{Error, Result, Subject, code};
 use crate::kinds::descriptor::{restore, socket as any_socket, socket::SOCKET};
 use crate::plan::Action;
@@ -24,6 +24,11 @@ use vckpt_image_format::record::socket_option::SocketOption;
 /// Bytes that certainly fit into a socket whose buffers nobody has changed.
 const FITS: usize = 4 * 1024;
 const NODELAY: (u32, u32) = (libc::IPPROTO_TCP.cast_unsigned(), libc::TCP_NODELAY.cast_unsigned());
+
+const IP: u32 = libc::IPPROTO_IP.cast_unsigned();
+const NO_PORT: u32 = libc::IP_BIND_ADDRESS_NO_PORT.cast_unsigned();
+/// `IP_LOCAL_PORT_RANGE` (kernel 6.3).
+const PORT_RANGE: u32 = 51;
 
 /// One end.
 #[derive(Debug, Clone)]
@@ -77,6 +82,35 @@ fn bound(connection: &Connection) -> io::Result<OwnedFd> {
     bind(made, connection)
 }
 
+/// The same for the end that connects. A port that the kernel chose may be in use by other connections, with which only
+/// one that the kernel chooses again can share it: it gets no other choice.
+fn bound_to_connect(connection: &Connection) -> io::Result<OwnedFd> {
+    match bound(connection) {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
+        result => return result,
+    }
+    let made = new(connection)?;
+    let mut local = internet(connection.local).ok_or(io::ErrorKind::InvalidData)?;
+    let port = u32::from(local.port());
+    socket::set_option(made.as_fd(), IP, NO_PORT, &1_u32.to_ne_bytes())?;
+    socket::set_option(made.as_fd(), IP, PORT_RANGE, &(port << 16 | port).to_ne_bytes())?;
+    local.set_port(0);
+    socket::bind(made.as_fd(), &format_address(&Address::Internet(local)))?;
+    Ok(made)
+}
+
+/// Checks that a connected socket has its address, however it came by it.
+fn check_address(made: &OwnedFd, connection: &Connection) -> io::Result<()> {
+    let has = internet(parse_address(&socket::local_address(made.as_fd())?));
+    if has.map(plain) != internet(connection.local).map(plain) {
+        return Err(io::ErrorKind::AddrInUse.into());
+    }
+    if socket::number_option(made.as_fd(), IP, PORT_RANGE).is_ok_and(|range| range != 0) {
+        socket::set_option(made.as_fd(), IP, PORT_RANGE, &0_u32.to_ne_bytes())?;
+    }
+    Ok(())
+}
+
 /// The same in the repair mode, in which every address that this host has can be had.
 pub(super) fn bound_as_it_is(connection: &Connection) -> io::Result<OwnedFd> {
     let made = new(connection)?;
@@ -112,11 +146,12 @@ impl MakePair {
         let listener = bound(server)?;
         rustix::net::listen(&listener, 16)?;
         let listener = TcpListener::from(listener);
-        let one = bound(client)?;
+        let one = bound_to_connect(client)?;
         let at = of_family(target(client, server).ok_or(io::ErrorKind::InvalidData)?, client.family);
         let other: OwnedFd = accepted(&one, &listener, at)?.into();
         rustix::net::sockopt::set_socket_timeout(&other, rustix::net::sockopt::Timeout::Send, None)?;
         drop(listener);
+        check_address(&one, client)?;
         for made in [&one, &other] {
             socket::set_option(made.as_fd(), NODELAY.0, NODELAY.1, &1_u32.to_ne_bytes())?;
         }
@@ -130,12 +165,13 @@ impl MakePair {
 
 impl MakeUnaccepted {
     fn make(&self) -> io::Result<OwnedFd> {
-        let made = bound(&self.0)?;
+        let made = bound_to_connect(&self.0)?;
         let at = internet(self.0.peer()).ok_or(io::ErrorKind::InvalidData)?;
         let limit = Some(LIMIT);
         rustix::net::sockopt::set_socket_timeout(&made, rustix::net::sockopt::Timeout::Send, limit)?;
         socket::connect(made.as_fd(), &format_address(&Address::Internet(at)))?;
         rustix::net::sockopt::set_socket_timeout(&made, rustix::net::sockopt::Timeout::Send, None)?;
+        check_address(&made, &self.0)?;
         shut(&made, &self.0)?;
         Ok(made)
     }

@@ -1,5 +1,6 @@
 //! Making sockets of the internet protocols again.
 
+use super::datagrams::{FillAll, FillDatagrams};
 use super::ends::internet;
 use super::over::{MakeOver, SetReuse};
 use super::pair::{End, MakePair, MakeUnaccepted};
@@ -39,7 +40,7 @@ pub fn plan(image: &Image, plan: &mut Plan) -> Result<()> {
     }
     let mut take = |queue| queues.remove(&queue).unwrap_or_default();
     let (mut others, mut unaccepted, mut pairs) = (Vec::new(), Vec::new(), Vec::new());
-    let mut reused = Vec::new();
+    let (mut reused, mut fills) = (Vec::new(), Vec::new());
     for connection in connections {
         match connection.state {
             ConnectionState::Over { ending, .. } => {
@@ -62,14 +63,24 @@ pub fn plan(image: &Image, plan: &mut Plan) -> Result<()> {
             }
             ConnectionState::Unconnected
             | ConnectionState::Listening { .. }
-            | ConnectionState::FixedPeer { .. } => others.push(connection),
+            | ConnectionState::FixedPeer { .. } => {
+                let messages = take(Queue::Socket(connection.id));
+                if !messages.is_empty() {
+                    fills.push(FillDatagrams { to: connection.clone(), messages });
+                }
+                others.push(connection);
+            }
         }
     }
     for pair in paired(pairs, &others)? {
         plan.action(Stage::Descriptors, pair);
     }
+    let senders: Vec<Connection> = others.clone();
     for connection in others {
         plan.action(Stage::Descriptors, MakeSocket(connection));
+    }
+    if !fills.is_empty() {
+        plan.action(Stage::Descriptors, FillAll { fills, senders });
     }
     for connection in unaccepted {
         plan.action(Stage::Descriptors, MakeUnaccepted(connection));
