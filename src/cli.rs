@@ -164,6 +164,10 @@ pub(crate) struct Show {
     #[arg(short, long)]
     pub(crate) files: bool,
 
+    /// The sockets, as ss -tanpx shows them
+    #[arg(short, long)]
+    pub(crate) sockets: bool,
+
     /// The mappings, as pmap shows them, with what is stored of each
     #[arg(short, long)]
     pub(crate) memory: bool,

@@ -30,6 +30,7 @@ mod harness;
 mod stage;
 mod status;
 
+mod addresses;
 mod aio;
 mod attributes;
 mod blocked;
@@ -111,6 +112,7 @@ const TOPICS: &[Topic] = &[
     sockets::TOPIC,
     datagrams::TOPIC,
     streams::TOPIC,
+    addresses::TOPIC,
     over::TOPIC,
     status::TOPIC,
     terminal::TOPIC,

@@ -7,9 +7,9 @@ use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
-use crate::harness::case::{Case, two_rounds, two_rounds_with};
+use crate::harness::case::{Case, text, two_rounds, two_rounds_with};
 use crate::harness::process::{spawn, until, wait_exit};
-use crate::harness::{Outcome, Topic, ensure, need_ordinary_user, need_root};
+use crate::harness::{Outcome, Topic, ensure, fail, need_ordinary_user, need_root};
 use crate::stage::{Stage, Verdict, verify};
 
 pub(crate) const TOPIC: Topic = Topic {
@@ -233,7 +233,7 @@ fn served(stage: Stage) {
     let before = agreed(&connection);
     let mut flow = Flow::default();
     let portion: usize = stage.arguments[1].parse().unwrap();
-    flow.load(&mut connection, PORTION);
+    flow.load(&mut connection, 6 * PORTION);
     stage.publish("sent", &flow.sent.to_string());
     let mut read = 0;
     let sent = stage.path("sent");
@@ -247,7 +247,7 @@ fn served(stage: Stage) {
         connection.read_exact(&mut bytes).map_err(told)?;
         verify!(bytes == pattern(read, portion), "other bytes than were sent");
         read += portion as u64;
-        flow.load(&mut connection, PORTION);
+        flow.load(&mut connection, 6 * PORTION);
         std::fs::write(&sent, flow.sent.to_string()).map_err(told)
     });
 }
@@ -266,6 +266,8 @@ impl Client {
         let at = until("the fixture to listen", LIMIT, || std::fs::read_to_string(&path).ok())?;
         let stream = TcpStream::connect(at.as_str())?;
         stream.set_read_timeout(Some(LIMIT))?;
+        // Little room to receive, so that the fixture has something left to send.
+        set(&stream, libc::SO_RCVBUF, 200_000);
         let mut writing = stream.try_clone()?;
         let writer = thread::spawn(move || {
             let portion = pattern(0, PORTION);
@@ -297,6 +299,27 @@ fn serving(case: &mut Case, at: &str, portions: u64) -> Outcome<(i32, Client)> {
     Ok((root, client))
 }
 
+/// The image tells of the connection and of its queues.
+fn shows(case: &mut Case, image: &Path, client: &Client) -> Outcome {
+    if case.is_control() {
+        return Ok(());
+    }
+    let ran = case.vckpt(&["show", "--sockets", text(image)])?.good()?;
+    let (peer, own) = (client.stream.local_addr()?.to_string(), client.stream.peer_addr()?.to_string());
+    let line = ran.stdout.lines().find(|line| line.contains(&peer));
+    let words: Vec<&str> = line.unwrap_or_default().split_whitespace().collect();
+    let [protocol, state, received, sent, local, to, holder] = words[..] else {
+        return fail(format!("no such connection: {}", ran.describe()));
+    };
+    ensure!([protocol, state, local, to] == ["tcp", "ESTAB", &own, &peer], "{words:?}");
+    ensure!(holder.starts_with("e2e,") && holder.contains(",fd="), "{words:?}");
+    // Both sides have sent more than default buffers take, and nobody has read it.
+    for queue in [received, sent] {
+        ensure!(queue.parse::<usize>()? > 100_000, "{words:?}");
+    }
+    Ok(())
+}
+
 fn outside(at: &str) -> Outcome {
     need_root()?;
     let mut case = Case::new()?;
@@ -304,6 +327,7 @@ fn outside(at: &str) -> Outcome {
     case.ask()?;
     for _ in 0..2 {
         let image = case.dump(root)?;
+        shows(&mut case, &image, &client)?;
         root = case.restore(&image)?;
         // What waited to be sent at the dump, and nothing lost of it.
         client.drain(&case)?;
