@@ -98,7 +98,9 @@ const fn state(state: ConnectionState) -> &'static str {
 const fn unix_state(state: &UnixState) -> &'static str {
     match state {
         UnixState::Listening { .. } => "LISTEN",
-        UnixState::Connected { .. } | UnixState::ConnectedOutside { .. } => "ESTAB",
+        UnixState::Connected { .. } | UnixState::Unaccepted { .. } | UnixState::ConnectedOutside { .. } => {
+            "ESTAB"
+        }
         UnixState::Unconnected | UnixState::Orphaned => "UNCONN",
     }
 }
@@ -111,7 +113,9 @@ fn unix_name(socket: &UnixSocket) -> String {
 fn unix_peer(all: &[UnixSocket], socket: &UnixSocket) -> String {
     let find = |id: SocketId| all.iter().find(|other| other.id == id);
     match &socket.state {
-        UnixState::Connected { peer } => find(*peer).map_or_else(|| "*".to_owned(), unix_name),
+        UnixState::Connected { peer } | UnixState::Unaccepted { listener: peer, .. } => {
+            find(*peer).map_or_else(|| "*".to_owned(), unix_name)
+        }
         UnixState::ConnectedOutside { address } => address.to_string(),
         UnixState::Unconnected | UnixState::Listening { .. } | UnixState::Orphaned => "*".to_owned(),
     }

@@ -14,8 +14,8 @@ type Result<T> = std::result::Result<T, Errno>;
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const NLMSG_ERROR: u16 = 2;
 const HEADER: usize = 16;
-/// Name, file, peer, lengths of the queues.
-const SHOW: u32 = 0x1 | 0x2 | 0x4 | 0x10;
+/// Name, file, peer, connections that wait, lengths of the queues.
+const SHOW: u32 = 0x1 | 0x2 | 0x4 | 0x8 | 0x10;
 
 /// A connection to the part of the kernel that knows sockets.
 #[derive(Debug)]
@@ -34,6 +34,8 @@ pub struct UnixSocketInfo {
     pub receive_queue: u32,
     /// Bytes on the way; of a listening socket how many connections may wait.
     pub send_queue: u32,
+    /// Inode numbers of the sockets whose connections wait to be accepted, in order; 0 for one that is closed.
+    pub waiting: Vec<u32>,
     /// 1 receiving, 2 sending, 3 both.
     pub shutdown: u8,
     /// Its name, if it has one.
@@ -167,6 +169,7 @@ fn parse(answer: &[u8]) -> Result<UnixSocketInfo> {
             0 => info.name = value.to_vec(),
             1 => info.file_inode = word(value, 0).unwrap_or_default(),
             2 => info.peer = word(value, 0),
+            3 => info.waiting = (0..value.len() / 4).filter_map(|number| word(value, number * 4)).collect(),
             4 => {
                 info.receive_queue = word(value, 0).unwrap_or_default();
                 info.send_queue = word(value, 4).unwrap_or_default();

@@ -1,15 +1,19 @@
 //! Sockets of the internet protocols (ip(7), ipv6(7), tcp(7), udp(7)), and netlink(7).
 //!
-//! - **Saved**: TCP sockets that listen, are bound, or nothing yet; TCP connections that are over, as servers have them
-//!   for a moment when a client has left ([`over`]); UDP sockets, bound or with a fixed peer; netlink
-//!   sockets; their options and backlog.
-//! - **Refused**: TCP connections whose peer has not closed them, connections that wait to be accepted, raw and other sockets, netlink
-//!   sockets with messages.
+//! - **Saved**: TCP sockets that listen, are bound, or nothing yet; TCP connections: with both ends in the tree
+//!   ([`pair`]), in the backlog of a listener of the tree, with a peer outside ([`revive`]), and those that are over, as
+//!   servers have them for a moment when a client has left ([`over`]); UDP, UDP-Lite and ICMP sockets with the datagrams
+//!   that wait ([`datagrams`]); raw and netlink sockets; their options and backlog.
+//! - **Held**: between dump and restore the packets of connections with a peer outside are dropped by a firewall table
+//!   of ours ([`hold`]), so that the kernel does not answer the peer with a reset.
+//! - **Refused**: connections from outside of the tree that wait to be accepted, and data in those from inside;
+//!   connections that are still being made; connections with a peer outside without `CAP_NET_ADMIN`; packet and other
+//!   sockets; netlink sockets with messages.
 //! - **Not exact**: the address of the peer of a connection that is over; which error it failed with, since asking for it
-//!   would take it away.
-//! - **Not saved**: datagrams that wait, which the protocol may lose (said in the image as a degradation); multicast
-//!   memberships.
-//! - **Kernel**: `TCP_INFO` tells the state, and of a listener the backlog.
+//!   would take it away; packets that wait in raw sockets; errors that wait in UDP sockets.
+//! - **Not saved**: multicast memberships, urgent data, data out of order (the peer sends it again).
+//! - **Kernel**: `TCP_REPAIR` and nf_tables with owned tables (5.12) for peers outside; `TCP_INFO` tells the state, and of
+//!   a listener the backlog; `IP_LOCAL_PORT_RANGE` (6.3) for ports that other connections share.
 
 mod datagrams;
 pub mod ends;

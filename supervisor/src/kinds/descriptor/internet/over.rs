@@ -31,6 +31,7 @@ pub(super) const REUSE: u32 = libc::SO_REUSEADDR.cast_unsigned();
 const MULTICAST: &[(i32, i32)] = &[
     (libc::IPPROTO_IP, libc::IP_MULTICAST_TTL),
     (libc::IPPROTO_IP, libc::IP_MULTICAST_LOOP),
+    (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_IF),
     (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_HOPS),
     (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_LOOP),
 ];
