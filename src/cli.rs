@@ -2,6 +2,7 @@
 //! nowhere else but where those are printed.
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum, ValueHint};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -83,6 +84,19 @@ pub(crate) struct Dump {
     /// Store programs and libraries too, for hosts that do not have the same
     #[arg(long)]
     pub(crate) embed_files: bool,
+
+    /// What becomes of TCP connections whose peer is outside of the tree
+    #[arg(long, value_name = "WHAT", default_value = "keep")]
+    pub(crate) tcp: TcpChoice,
+}
+
+/// What becomes of TCP connections whose peer is outside of the tree.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum TcpChoice {
+    /// They go on at the restore; the peer notices nothing but a pause
+    Keep,
+    /// The program finds them closed by the peer
+    Close,
 }
 
 /// Bring back the processes of an image
@@ -107,6 +121,10 @@ pub(crate) struct Restore {
     /// Where the old process IDs come from [default: same if they are free, else namespace]
     #[arg(long, value_name = "WHERE")]
     pub(crate) pids: Option<PidChoice>,
+
+    /// Give sockets at address OLD of this host the address NEW (several times for several addresses)
+    #[arg(long, value_name = "OLD=NEW", value_parser = addresses)]
+    pub(crate) map_ip: Vec<(IpAddr, IpAddr)>,
 }
 
 /// Where the old process IDs come from.
@@ -145,6 +163,10 @@ pub(crate) struct Show {
     /// The descriptors, as lsof shows them
     #[arg(short, long)]
     pub(crate) files: bool,
+
+    /// The sockets, as ss -tanpx shows them
+    #[arg(short, long)]
+    pub(crate) sockets: bool,
 
     /// The mappings, as pmap shows them, with what is stored of each
     #[arg(short, long)]
@@ -220,6 +242,16 @@ impl Role {
             Self::Shop => "shop",
         }
     }
+}
+
+fn addresses(text: &str) -> Result<(IpAddr, IpAddr), String> {
+    let (old, new) = text.split_once('=').ok_or("these are no two addresses with = between them")?;
+    let address = |text: &str| text.parse::<IpAddr>().map_err(|error| format!("{text}: {error}"));
+    let (old, new) = (address(old)?, address(new)?);
+    if old.is_ipv4() == new.is_ipv4() {
+        return Ok((old, new));
+    }
+    Err("one address is of IPv4, the other of IPv6".to_owned())
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {

@@ -56,6 +56,7 @@ fn request(arguments: Dump) -> Result<Request> {
         freeze_timeout: arguments.freeze_timeout,
         force: arguments.force,
         embed_files: arguments.embed_files,
+        close_connections: arguments.tcp == crate::cli::TcpChoice::Close,
     })
 }
 

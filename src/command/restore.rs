@@ -65,7 +65,7 @@ fn request(arguments: Restore) -> Result<Request> {
         Some(PidChoice::Same) => Pids::Same,
         Some(PidChoice::Namespace) => Pids::Namespace,
     };
-    Ok(Request { source, pids, detach: arguments.detach })
+    Ok(Request { source, pids, detach: arguments.detach, addresses: arguments.map_ip.clone() })
 }
 
 /// The status with which a shell would report such an end.

@@ -42,7 +42,10 @@ pub fn check_process(pid: i32) -> Result<CheckReport> {
         Err(error) => return Err(error),
     };
     report.processes = frozen.processes.len();
-    let observed = dump::observe(&mut frozen, false);
+    let observed = dump::observe(&mut frozen, false, false).map(|mut records| {
+        drop(records.hold.take());
+        records
+    });
     frozen.release()?;
     match observed {
         Ok(records) => report.degraded = records.degraded,
@@ -69,7 +72,8 @@ pub fn check_image(path: &Path) -> Result<CheckReport> {
         processes: image::all::<Process>(&image)?.len(),
         ..CheckReport::default()
     };
-    for result in [restore::plan(&image).map(drop), restore::host(&image), place::find(&image).map(drop)] {
+    let hosted = restore::plan(&image, &[]).and_then(|plan| restore::host(&image, &plan));
+    for result in [hosted, place::find(&image).map(drop)] {
         report.problems.extend(result.err().map(separate).unwrap_or_default());
     }
     Ok(report)

@@ -5,6 +5,7 @@ use crate::error::{Error, Problems, Result, Subject, code};
 use crate::freeze;
 use crate::frozen::Frozen;
 use crate::kinds::KINDS;
+use crate::kinds::descriptor::internet::hold::Hold;
 use crate::output::ImageFile;
 use crate::proc::stat;
 use crate::progress::Progress;
@@ -63,6 +64,8 @@ pub struct Request {
     pub force: bool,
     /// Whether mapped files (programs, libraries) are stored too, for hosts that lack them.
     pub embed_files: bool,
+    /// Whether TCP connections with peers outside of the tree are kept as if the peer had closed them.
+    pub close_connections: bool,
 }
 
 /// What was dumped.
@@ -106,7 +109,8 @@ pub fn dump(request: Request, progress: &mut dyn FnMut(Progress)) -> Result<Repo
     let mut frozen = frozen.map_err(|error| or_the_end(error, &members))?;
     members.extend(frozen.living().map(|process| process.pid));
     debug!(processes = frozen.processes.len(), elapsed = ?frozen_at.elapsed(), "frozen");
-    let records = observe(&mut frozen, request.embed_files).map_err(|error| or_the_end(error, &members))?;
+    let observed = observe(&mut frozen, request.embed_files, request.close_connections);
+    let mut records = observed.map_err(|error| or_the_end(error, &members))?;
     debug!(records = records.records.len(), elapsed = ?frozen_at.elapsed(), "observed");
     let degraded = records.degraded.clone();
     let root = frozen.processes.first();
@@ -124,6 +128,7 @@ pub fn dump(request: Request, progress: &mut dyn FnMut(Progress)) -> Result<Repo
     };
     let stored = store::store(&records, sink, progress);
     let (mut sink, stored) = stored.map_err(|error| or_the_end(error, &members))?;
+    let hold = records.hold.take();
     drop(records);
     sink.flush().map_err(|error| Error::system(code::IMAGE_WRITE, "writing the image", error))?;
     drop(sink);
@@ -134,16 +139,18 @@ pub fn dump(request: Request, progress: &mut dyn FnMut(Progress)) -> Result<Repo
         Afterwards::Kill => {
             // The image has to be safe before there is nothing else left.
             file.map_or(Ok(()), ImageFile::commit)?;
-            frozen.kill()?;
+            Hold::end(hold, || frozen.kill())?;
             report.frozen = frozen_at.elapsed();
         }
         Afterwards::LeaveRunning => {
+            drop(hold);
             frozen.release().map_err(|error| or_the_end(error, &members))?;
             report.frozen = frozen_at.elapsed();
             file.map_or(Ok(()), ImageFile::commit)?;
         }
         Afterwards::LeaveStopped => {
             file.map_or(Ok(()), ImageFile::commit)?;
+            drop(hold);
             frozen.stop().map_err(|error| or_the_end(error, &members))?;
             report.frozen = frozen_at.elapsed();
         }
@@ -206,10 +213,11 @@ fn open(output: Output, pid: i32, force: bool) -> Result<(Box<dyn Write>, Option
 }
 
 /// Asks every kind what there is; all problems at once.
-pub(crate) fn observe(frozen: &mut Frozen, embed_files: bool) -> Result<Records> {
+pub(crate) fn observe(frozen: &mut Frozen, embed_files: bool, close_connections: bool) -> Result<Records> {
     let mut problems = Problems::new();
     let mut records = Records::default();
     records.embed_files = embed_files;
+    records.close_connections = close_connections;
     problems.take(freeze::inject(frozen));
     if problems.is_empty() {
         for kind in KINDS {

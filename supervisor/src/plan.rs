@@ -6,7 +6,9 @@ use crate::error::Result;
 use crate::restoring::Restoring;
 use crate::stub::batch::Batch;
 use std::fmt;
+use std::net::IpAddr;
 use vckpt_image_format::TaskId;
+use vckpt_image_format::record::connection::{Address, Connection, ConnectionState};
 
 /// The only global order of a restore.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -78,9 +80,37 @@ pub enum Step {
 #[derive(Debug, Default)]
 pub struct Plan {
     steps: Vec<(Stage, Step)>,
+    /// Addresses of the image, and what they are to become.
+    addresses: Vec<(IpAddr, IpAddr)>,
 }
 
 impl Plan {
+    /// No steps yet; sockets at the first address of a pair get the second.
+    #[must_use]
+    pub fn new(addresses: &[(IpAddr, IpAddr)]) -> Self {
+        Self { steps: Vec::new(), addresses: addresses.to_vec() }
+    }
+
+    /// Gives a socket the addresses that it is to have.
+    pub fn map(&self, connection: &mut Connection) {
+        let change = |address: &mut Address| {
+            if let Address::Internet(address) = address
+                && let Some((_, new)) = self.addresses.iter().find(|(old, _)| *old == address.ip())
+            {
+                address.set_ip(*new);
+            }
+        };
+        if let Some(local) = &mut connection.local {
+            change(local);
+        }
+        // Peers within the tree move with it.
+        if let ConnectionState::Paired { peer, .. } | ConnectionState::Unaccepted { peer, .. } =
+            &mut connection.state
+        {
+            change(peer);
+        }
+    }
+
     /// Adds calls for a thread. Batches for the same thread that follow one another travel together.
     pub fn batch(&mut self, stage: Stage, thread: TaskId, purpose: &'static str, batch: Batch) {
         if !batch.is_empty() {

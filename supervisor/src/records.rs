@@ -2,6 +2,7 @@
 //!
 //! Storing them is the business of [`store`](crate::store).
 
+use crate::kinds::descriptor::internet::hold::Hold;
 use crate::kinds::descriptor::message_queue::observe::Queue;
 use crate::kinds::descriptor::terminal::pair::observe::Pair;
 use std::collections::HashMap;
@@ -98,6 +99,10 @@ pub struct Records {
     pub queues: Vec<Queue>,
     /// Whether the files behind mappings are to be stored too, as far as they are part of the program.
     pub embed_files: bool,
+    /// Whether TCP connections with peers outside of the tree are kept as if the peer had closed them.
+    pub close_connections: bool,
+    /// What keeps TCP connections as they were observed, until the tree has ended or goes on.
+    pub hold: Option<Hold>,
     nameless_files: HashMap<Inode, NamelessFileId>,
     segments: HashMap<Inode, SegmentId>,
 }

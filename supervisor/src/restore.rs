@@ -13,6 +13,7 @@ use nix::unistd::Pid;
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read, Seek};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use tracing::debug;
@@ -57,6 +58,8 @@ pub struct Request {
     pub pids: Pids,
     /// Whether the caller goes away; else the root is its child in the foreground.
     pub detach: bool,
+    /// Addresses that sockets had, and those that they get.
+    pub addresses: Vec<(IpAddr, IpAddr)>,
 }
 
 /// What was restored.
@@ -140,8 +143,8 @@ pub fn restore(request: Request, progress: &mut Follow<'_>) -> Result<Restored> 
     let _ = progress(Progress { phase: "verify", done: 0, total: 0 });
     let image = open(request.source)?;
     debug!(bytes = image.len(), elapsed = ?begin.elapsed(), "verified");
-    let plan = plan(&image)?;
-    host(&image)?;
+    let plan = plan(&image, &request.addresses)?;
+    host(&image, &plan)?;
     debug!(steps = plan.len(), elapsed = ?begin.elapsed(), "planned");
     let snapshot: Snapshot = crate::image::one(&image)?;
     let place = place::find(&image)?;
@@ -218,14 +221,17 @@ fn spool(stream: &mut dyn Read) -> io::Result<File> {
 }
 
 /// Looks whether this host has what the image relies on; all problems at once.
-pub(crate) fn host(image: &Image) -> Result<()> {
-    crate::kinds::memory::mapped_file::check(image)
+pub(crate) fn host(image: &Image, plan: &Plan) -> Result<()> {
+    let mut problems = Problems::new();
+    problems.take(crate::kinds::memory::mapped_file::check(image));
+    problems.take(crate::kinds::descriptor::internet::check(image, plan));
+    problems.finish()
 }
 
 /// Asks every kind what there is to do; all problems at once.
-pub(crate) fn plan(image: &Image) -> Result<Plan> {
+pub(crate) fn plan(image: &Image, addresses: &[(IpAddr, IpAddr)]) -> Result<Plan> {
     let mut problems = Problems::new();
-    let mut plan = Plan::default();
+    let mut plan = Plan::new(addresses);
     for kind in KINDS {
         problems.take((kind.plan)(image, &mut plan));
     }

@@ -4,6 +4,7 @@
 
 use crate::clocks::Clocks;
 use crate::error::{Error, Result, Subject, code};
+use crate::kinds::descriptor::internet::revive::{self, Revived};
 use crate::kinds::descriptor::terminal::pair::restore::MadePair;
 use crate::kinds::segment::system_v::Held;
 use crate::namespaces;
@@ -49,6 +50,8 @@ pub struct Restoring<'image> {
     pub degraded: Vec<String>,
     /// The paths that were made.
     pub undo: Undo,
+    /// The TCP connections that were made and are to be let go.
+    pub revived: Vec<Revived>,
     place: Place,
     /// Whether the tree is to live without whoever restores it: then it does not join that one's session.
     pub detached: bool,
@@ -88,6 +91,7 @@ impl<'image> Restoring<'image> {
             root_directory: PathBuf::new(),
             degraded: Vec::new(),
             undo: Undo::default(),
+            revived: Vec::new(),
             place,
             detached: false,
             clocks: None,
@@ -196,6 +200,7 @@ impl<'image> Restoring<'image> {
     /// # Errors
     /// If one is gone.
     pub fn release(&mut self) -> Result<()> {
+        revive::let_go(std::mem::take(&mut self.revived))?;
         if let Some(init) = &mut self.init {
             init.become_init(self.root)?;
         }

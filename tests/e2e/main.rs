@@ -30,13 +30,16 @@ mod harness;
 mod stage;
 mod status;
 
+mod addresses;
 mod aio;
 mod attributes;
 mod blocked;
+mod clients;
 mod clocks;
 mod commands;
 mod damaged;
 mod databases;
+mod datagrams;
 mod events;
 mod files;
 mod guards;
@@ -64,6 +67,7 @@ mod signals;
 mod small_stacks;
 mod sockets;
 mod spin;
+mod streams;
 mod system_v;
 mod terminal;
 mod threads;
@@ -106,6 +110,9 @@ const TOPICS: &[Topic] = &[
     events::TOPIC,
     watches::TOPIC,
     sockets::TOPIC,
+    datagrams::TOPIC,
+    streams::TOPIC,
+    addresses::TOPIC,
     over::TOPIC,
     status::TOPIC,
     terminal::TOPIC,
@@ -116,6 +123,7 @@ const TOPICS: &[Topic] = &[
     servers::TOPIC,
     shapes::TOPIC,
     sharing::TOPIC,
+    clients::TOPIC,
     workloads::TOPIC,
     runtimes::TOPIC,
     databases::TOPIC,

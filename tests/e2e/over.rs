@@ -6,7 +6,6 @@ use std::os::fd::AsRawFd as _;
 use std::time::{Duration, Instant};
 
 use crate::harness::case::{Case, text};
-use crate::harness::process::spawn;
 use crate::harness::programs::free_port;
 use crate::harness::{Outcome, Topic, ensure};
 use crate::stage::kernel::check;
@@ -14,12 +13,8 @@ use crate::stage::{Stage, verify};
 
 pub(crate) const TOPIC: Topic = Topic {
     name: "over",
-    fixtures: &[("over", over), ("lonely", lonely), ("connected", connected)],
-    cases: &[
-        ("connections_that_are_over", connections),
-        ("address_of_somebody_else", address_taken),
-        ("living_peer_is_refused", living_peer),
-    ],
+    fixtures: &[("over", over), ("lonely", lonely)],
+    cases: &[("connections_that_are_over", connections), ("address_of_somebody_else", address_taken)],
 };
 
 fn number(socket: i32, name: i32) -> i32 {
@@ -190,29 +185,5 @@ fn address_taken() -> Outcome {
     root = ran.stdout.trim().parse()?;
     case.ask()?;
     drop(taken);
-    case.finish(root)
-}
-
-/// A connection whose peer lives: within the program, since that is known to stay.
-fn connected(stage: Stage) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-    let server = listener.accept().unwrap();
-    stage.serve(|_| {
-        client.set_nodelay(true).map_err(|error| error.to_string())?;
-        server.0.set_nodelay(true).map_err(|error| error.to_string())
-    });
-}
-
-fn living_peer() -> Outcome {
-    let mut case = Case::new()?;
-    let root = spawn(&mut case.fixture("connected", &[])?)?;
-    case.wait_ready("connected", root)?;
-    if !case.is_control() {
-        let ran = case.vckpt(&["dump", &root.to_string(), "-o", "refused.vckpt"])?;
-        ran.refused(&[3])?;
-        ensure!(ran.stderr.contains("a TCP connection from 127.0.0.1:"), "no name: {}", ran.describe());
-    }
-    case.ask()?;
     case.finish(root)
 }

@@ -14,10 +14,16 @@ use crate::stage::{Stage, verify};
 
 pub(crate) const TOPIC: Topic = Topic {
     name: "sockets",
-    fixtures: &[("unix-pairs", unix_pairs), ("listeners", listeners), ("between", between)],
+    fixtures: &[
+        ("unix-pairs", unix_pairs),
+        ("listeners", listeners),
+        ("between", between),
+        ("unix-backlog", unix_backlog),
+    ],
     cases: &[
         ("unix_pairs_with_data", || two_rounds("unix-pairs")),
         ("listening_tcp_and_unix", || two_rounds("listeners")),
+        ("unix_not_accepted_yet", || two_rounds("unix-backlog")),
         ("between_processes", || two_rounds("between")),
     ],
 };
@@ -137,6 +143,36 @@ fn listeners(stage: Stage) {
         echo(UnixStream::connect(&path).map_err(text)?, unix.accept().map_err(text)?.0)?;
         let client = UnixStream::connect_addr(&abstract_address).map_err(text)?;
         echo(client, hidden.accept().map_err(text)?.0)?;
+        Ok(())
+    });
+}
+
+/// Connections that nobody has accepted, at a path and at an abstract name, in order.
+fn unix_backlog(stage: Stage) {
+    let unix = UnixListener::bind(stage.path("backlog")).unwrap();
+    let name = format!("vckpt-backlog-{}", std::process::id());
+    let abstract_address =
+        <std::os::unix::net::SocketAddr as SocketAddrExt>::from_abstract_name(&name).unwrap();
+    let listeners = [unix, UnixListener::bind_addr(&abstract_address).unwrap()];
+    let clients = || {
+        let connect = |listener: &UnixListener| {
+            [0, 1, 2].map(|_| UnixStream::connect_addr(&listener.local_addr().unwrap()).unwrap())
+        };
+        listeners.iter().map(connect).collect::<Vec<_>>()
+    };
+    let mut waiting = clients();
+    stage.serve(|_| {
+        for (listener, clients) in listeners.iter().zip(&mut waiting) {
+            for (number, client) in clients.iter_mut().enumerate() {
+                let server = listener.accept().map_err(text)?.0;
+                client.write_all(&[number as u8]).map_err(text)?;
+                let mut byte = [9];
+                (&server).read_exact(&mut byte).map_err(text)?;
+                verify!(byte == [number as u8], "number {} was accepted as number {number}", byte[0]);
+            }
+        }
+        waiting.clear();
+        waiting = clients();
         Ok(())
     });
 }

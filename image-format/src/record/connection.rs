@@ -60,6 +60,32 @@ pub enum ConnectionState {
         /// The peer.
         peer: Address,
     },
+    /// A TCP connection whose other end is a socket of the image as well. What was sent and not read yet, wherever it
+    /// was, is in [`DataQueued`](super::data_queued::DataQueued) records of the receiving end.
+    Paired {
+        /// The other end.
+        end: SocketId,
+        /// Its address, as this end knows it.
+        peer: Address,
+        /// What was shut down: 1 receiving, 2 sending, 3 both.
+        shut: u8,
+    },
+    /// A TCP connection that waits in the backlog of a listener of the image.
+    Unaccepted {
+        /// The listener.
+        listener: SocketId,
+        /// Its address, as this end knows it.
+        peer: Address,
+        /// What was shut down: 1 receiving, 2 sending, 3 both.
+        shut: u8,
+    },
+    /// A TCP connection with a peer outside of the image, which must notice nothing.
+    Established {
+        /// The peer.
+        peer: Address,
+        /// Where the connection stands.
+        stream: Stream,
+    },
     /// A TCP connection that is over. What it has received and nobody has read yet is in
     /// [`DataQueued`](super::data_queued::DataQueued) records.
     Over {
@@ -68,6 +94,31 @@ pub enum ConnectionState {
         /// Its peer, if the kernel still told.
         peer: Option<Address>,
     },
+}
+
+/// Where a TCP connection stands: what `TCP_REPAIR` tells and takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stream {
+    /// The lock that keeps the packets of the connection away between dump and restore.
+    pub lock: u64,
+    /// Sequence number of the first byte that the peer has not acknowledged.
+    pub sent: u32,
+    /// How many of the last bytes in the queue for sending were never sent.
+    pub unsent: u32,
+    /// Sequence number of the next byte to be received.
+    pub received: u32,
+    /// The largest segment that the peer takes, in bytes.
+    pub segment: u32,
+    /// The scales of the windows (powers of two) for sending and receiving, if both ends know them.
+    pub scales: Option<(u8, u8)>,
+    /// Whether acknowledgements are selective.
+    pub selective: bool,
+    /// The clock of the time stamps, if there are any.
+    pub clock: Option<u32>,
+    /// `struct tcp_repair_window`.
+    pub window: [u32; 5],
+    /// What was shut down: 1 receiving, 2 sending, 3 both.
+    pub shut: u8,
 }
 
 /// How a TCP connection came to its end.
@@ -90,9 +141,24 @@ impl std::fmt::Display for Address {
     }
 }
 
+impl Connection {
+    /// The address of its peer, if it has one and that is known.
+    #[must_use]
+    pub const fn peer(&self) -> Option<Address> {
+        match self.state {
+            ConnectionState::Unconnected | ConnectionState::Listening { .. } => None,
+            ConnectionState::FixedPeer { peer }
+            | ConnectionState::Paired { peer, .. }
+            | ConnectionState::Unaccepted { peer, .. }
+            | ConnectionState::Established { peer, .. } => Some(peer),
+            ConnectionState::Over { peer, .. } => peer,
+        }
+    }
+}
+
 impl Record for Connection {
     const KIND: Kind = Kind::Connection;
-    const VERSION: u16 = 2;
+    const VERSION: u16 = 3;
 
     fn name(&self) -> String {
         let protocol = match (self.family, self.protocol) {
@@ -106,6 +172,12 @@ impl Record for Connection {
             ConnectionState::Unconnected => format!("{protocol} {local}"),
             ConnectionState::Listening { .. } => format!("{protocol} listening at {local}"),
             ConnectionState::FixedPeer { peer } => format!("{protocol} {local} to {peer}"),
+            ConnectionState::Paired { peer, .. } | ConnectionState::Established { peer, .. } => {
+                format!("{protocol} {local} to {peer}")
+            }
+            ConnectionState::Unaccepted { peer, .. } => {
+                format!("{protocol} {local} to {peer}, not accepted yet")
+            }
             ConnectionState::Over { peer: Some(peer), .. } => format!("{protocol} {local} to {peer}, over"),
             ConnectionState::Over { peer: None, .. } => format!("{protocol} {local}, over"),
         }
@@ -116,22 +188,43 @@ impl Record for Connection {
     }
 
     fn refers(&self) -> Vec<Identity> {
-        self.description.refers()
+        let mut identities = self.description.refers();
+        match self.state {
+            ConnectionState::Paired { end: other, .. }
+            | ConnectionState::Unaccepted { listener: other, .. } => identities.push(other.into()),
+            ConnectionState::Unconnected
+            | ConnectionState::Listening { .. }
+            | ConnectionState::FixedPeer { .. }
+            | ConnectionState::Established { .. }
+            | ConnectionState::Over { .. } => {}
+        }
+        identities
     }
 
     fn check(&self) -> Result<(), String> {
         self.description.check()?;
         let netlink = |address: &Address| matches!(address, Address::Netlink { .. });
-        let peer = match &self.state {
-            ConnectionState::FixedPeer { peer } => Some(peer),
-            ConnectionState::Over { peer, .. } => peer.as_ref(),
-            ConnectionState::Unconnected | ConnectionState::Listening { .. } => None,
-        };
-        if self.local.iter().chain(peer).any(|address| netlink(address) != (self.family == 16)) {
+        if self
+            .local
+            .iter()
+            .chain(self.peer().as_ref())
+            .any(|address| netlink(address) != (self.family == 16))
+        {
             return Err("an address is of another family than the socket".to_owned());
         }
-        if matches!(self.state, ConnectionState::Over { .. }) && (self.family == 16 || self.protocol != 6) {
-            return Err("a socket that is none of TCP has a connection that is over".to_owned());
+        let (is_connection, shut) = match self.state {
+            ConnectionState::Unconnected
+            | ConnectionState::Listening { .. }
+            | ConnectionState::FixedPeer { .. } => (false, 0),
+            ConnectionState::Over { .. } => (true, 0),
+            ConnectionState::Paired { shut, .. } | ConnectionState::Unaccepted { shut, .. } => (true, shut),
+            ConnectionState::Established { stream, .. } => (true, stream.shut),
+        };
+        if is_connection && (self.family == 16 || self.protocol != 6) {
+            return Err("a socket that is none of TCP has a connection".to_owned());
+        }
+        if shut > 3 {
+            return Err(format!("shutdown {shut} is out of range"));
         }
         self.options.iter().try_for_each(SocketOption::check)
     }

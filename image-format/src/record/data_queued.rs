@@ -17,12 +17,14 @@ pub struct DataQueued {
 }
 
 /// Where data waits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Queue {
     /// In a pipe or FIFO.
     Pipe(PipeId),
     /// To be received by a socket.
     Socket(SocketId),
+    /// Sent by a socket to a peer outside, and not acknowledged.
+    Sent(SocketId),
 }
 
 /// A message.
@@ -39,7 +41,7 @@ impl From<Queue> for Identity {
     fn from(queue: Queue) -> Self {
         match queue {
             Queue::Pipe(id) => id.into(),
-            Queue::Socket(id) => id.into(),
+            Queue::Socket(id) | Queue::Sent(id) => id.into(),
         }
     }
 }
@@ -70,7 +72,7 @@ impl DataQueued {
 
 impl Record for DataQueued {
     const KIND: Kind = Kind::DataQueued;
-    const VERSION: u16 = 1;
+    const VERSION: u16 = 2;
 
     fn name(&self) -> String {
         let bytes: usize = self.messages.iter().map(|message| message.data.len()).sum();

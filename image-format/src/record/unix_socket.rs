@@ -58,6 +58,13 @@ pub enum UnixState {
     },
     /// It was connected, and the other socket is gone.
     Orphaned,
+    /// Its connection waits in the backlog of a listener of the image.
+    Unaccepted {
+        /// The listener.
+        listener: SocketId,
+        /// Its place among those that wait, from 0.
+        place: u32,
+    },
     /// A datagram socket that sends to an address outside of the image.
     ConnectedOutside {
         /// The address.
@@ -67,7 +74,7 @@ pub enum UnixState {
 
 impl Record for UnixSocket {
     const KIND: Kind = Kind::UnixSocket;
-    const VERSION: u16 = 1;
+    const VERSION: u16 = 2;
 
     fn name(&self) -> String {
         let address = self.address.as_ref().map(|address| format!(" {address}")).unwrap_or_default();
@@ -76,6 +83,7 @@ impl Record for UnixSocket {
             UnixState::Unconnected
             | UnixState::Connected { .. }
             | UnixState::Orphaned
+            | UnixState::Unaccepted { .. }
             | UnixState::ConnectedOutside { .. } => format!("unix socket:[{}]{address}", self.inode),
         }
     }
@@ -86,8 +94,10 @@ impl Record for UnixSocket {
 
     fn refers(&self) -> Vec<Identity> {
         let mut identities = self.description.refers();
-        if let UnixState::Connected { peer } = self.state {
-            identities.push(peer.into());
+        if let UnixState::Connected { peer: other } | UnixState::Unaccepted { listener: other, .. } =
+            self.state
+        {
+            identities.push(other.into());
         }
         identities
     }

@@ -80,6 +80,7 @@ fn play(stage: &Stage, story: &Story<'_>) -> Result<Json> {
             afterwards: Afterwards::Kill,
             freeze_timeout: PATIENCE,
             embed_files: false,
+            close_connections: false,
             force: false,
         },
         &mut |_| {},
@@ -96,7 +97,7 @@ fn play(stage: &Stage, story: &Story<'_>) -> Result<Json> {
 
     let restore_began = stage::now();
     let source = Source::File(stage.image());
-    let request = restore::Request { source, pids: Pids::Automatic, detach: false };
+    let request = restore::Request { source, pids: Pids::Automatic, detach: false, addresses: Vec::new() };
     let restored = restore::restore(request, &mut |_| ControlFlow::Continue(()))?;
     stage.returned(restored.report.pid);
     let away = Away { at_least: restore_began - dump_ended, at_most: stage::now() - froze };

@@ -8,6 +8,7 @@ mod header;
 pub(super) mod memory;
 pub(super) mod processes;
 pub(super) mod records;
+pub(super) mod sockets;
 #[cfg(test)]
 mod tests;
 pub(super) mod view;
@@ -28,6 +29,8 @@ struct Json {
     #[serde(skip_serializing_if = "Option::is_none")]
     files: Option<Vec<files::Row>>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    sockets: Option<Vec<sockets::Row>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     memory: Option<Vec<memory::Space>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     records: Option<Vec<records::Row>>,
@@ -36,12 +39,14 @@ struct Json {
 /// Shows an image.
 pub(super) fn run(arguments: &Show, output: &Output) -> Result<ExitCode> {
     let view = View::load(&arguments.image)?;
-    let all = !(arguments.processes || arguments.files || arguments.memory || arguments.records);
+    let one = arguments.processes || arguments.files || arguments.sockets;
+    let all = !(one || arguments.memory || arguments.records);
     if output.json {
         output.object(&Json {
             image: header::header(&view),
             processes: (all || arguments.processes).then(|| processes::rows(&view)),
             files: (all || arguments.files).then(|| files::rows(&view)),
+            sockets: (all || arguments.sockets).then(|| sockets::rows(&view)),
             memory: (all || arguments.memory).then(|| memory::spaces(&view)),
             records: (all || arguments.records).then(|| records::rows(&view)),
         })?;
@@ -53,6 +58,10 @@ pub(super) fn run(arguments: &Show, output: &Output) -> Result<ExitCode> {
     }
     if all || arguments.files {
         section("descriptors", files::lines(&files::rows(&view)), output)?;
+    }
+    let rows = if all || arguments.sockets { sockets::rows(&view) } else { Vec::new() };
+    if arguments.sockets || !rows.is_empty() {
+        section("sockets", sockets::lines(&rows), output)?;
     }
     if all || arguments.memory {
         section("memory", memory::lines(&memory::spaces(&view)), output)?;

@@ -12,7 +12,10 @@
 
 pub mod bpf;
 pub mod file;
+
+pub mod guard;
 pub mod message_queue;
+pub mod netfilter;
 pub mod pagemap;
 pub mod process;
 pub mod ptrace;

@@ -1,10 +1,11 @@
-//! Asking the kernel about unix sockets: sock_diag(7).
+//! Asking the kernel about unix sockets, and about TCP connections without a descriptor: sock_diag(7).
 //!
 //! Building requests and reading answers is plain work on bytes; the messages travel by `sendto(2)` and `recv(2)`.
 
 use super::socket;
 use nix::errno::Errno;
 use rustix::net::{AddressFamily, Protocol, RecvFlags, SocketFlags, SocketType};
+use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU32;
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -13,8 +14,8 @@ type Result<T> = std::result::Result<T, Errno>;
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const NLMSG_ERROR: u16 = 2;
 const HEADER: usize = 16;
-/// Name, file, peer, lengths of the queues.
-const SHOW: u32 = 0x1 | 0x2 | 0x4 | 0x10;
+/// Name, file, peer, connections that wait, lengths of the queues.
+const SHOW: u32 = 0x1 | 0x2 | 0x4 | 0x8 | 0x10;
 
 /// A connection to the part of the kernel that knows sockets.
 #[derive(Debug)]
@@ -33,6 +34,8 @@ pub struct UnixSocketInfo {
     pub receive_queue: u32,
     /// Bytes on the way; of a listening socket how many connections may wait.
     pub send_queue: u32,
+    /// Inode numbers of the sockets whose connections wait to be accepted, in order; 0 for one that is closed.
+    pub waiting: Vec<u32>,
     /// 1 receiving, 2 sending, 3 both.
     pub shutdown: u8,
     /// Its name, if it has one.
@@ -57,14 +60,31 @@ impl SocketDiagnosis {
     /// `ENOENT` if there is none in our network namespace or the kernel can't tell; see also netlink(7).
     pub fn unix_socket(&self, inode: u64) -> Result<UnixSocketInfo> {
         let inode = u32::try_from(inode).map_err(|_| Errno::ENOENT)?;
+        parse(&self.ask(&request(inode))?)
+    }
+
+    /// Asks about the TCP connection between two addresses of one family, as the first of them knows it: how many bytes
+    /// wait to be read, and the inode number; 0 for one that was not accepted yet, or that was closed.
+    ///
+    /// # Errors
+    /// `ENOENT` if there is none in our network namespace; see also netlink(7).
+    pub fn connection(&self, own: SocketAddr, peer: SocketAddr) -> Result<(u32, u32)> {
+        let answer = self.ask(&connection_request(own, peer))?;
+        let body = body(&answer)?;
+        let number = |offset: usize| word(body, offset).ok_or(Errno::EBADMSG);
+        Ok((number(56)?, number(68)?))
+    }
+
+    fn ask(&self, request: &[u8]) -> Result<Vec<u8>> {
         // To the kernel: family and zeros.
         let mut kernel = [0_u8; 12];
         kernel[..2].copy_from_slice(&u16::try_from(libc::AF_NETLINK).unwrap_or_default().to_ne_bytes());
-        socket::send(self.0.as_fd(), &request(inode), &kernel)?;
+        socket::send(self.0.as_fd(), request, &kernel)?;
         let mut answer = vec![0; 8192];
         let (count, _) =
             rustix::net::recv(&self.0, answer.as_mut_slice(), RecvFlags::empty()).map_err(error_number)?;
-        parse(answer.get(..count).unwrap_or_default())
+        answer.truncate(count);
+        Ok(answer)
     }
 }
 
@@ -87,6 +107,37 @@ fn request(inode: u32) -> Vec<u8> {
     request
 }
 
+/// `nlmsghdr` and `inet_diag_req_v2`.
+fn connection_request(own: SocketAddr, peer: SocketAddr) -> Vec<u8> {
+    let octets = |address: SocketAddr| -> [u8; 16] {
+        match address.ip() {
+            IpAddr::V6(address) => address.octets(),
+            IpAddr::V4(address) => {
+                let mut octets = [0; 16];
+                octets[..4].copy_from_slice(&address.octets());
+                octets
+            }
+        }
+    };
+    let family = if own.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+    let mut request = Vec::with_capacity(HEADER + 56);
+    request.extend(72_u32.to_ne_bytes());
+    request.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
+    request.extend(1_u16.to_ne_bytes());
+    request.extend([0; 8]);
+    request.extend([family, libc::IPPROTO_TCP].map(|number| u8::try_from(number).unwrap_or_default()));
+    request.extend([0; 2]);
+    request.extend(u32::MAX.to_ne_bytes());
+    request.extend(own.port().to_be_bytes());
+    request.extend(peer.port().to_be_bytes());
+    request.extend(octets(own));
+    request.extend(octets(peer));
+    // Any interface, no cookie.
+    request.extend([0; 4]);
+    request.extend([0xff; 8]);
+    request
+}
+
 fn half(bytes: &[u8], offset: usize) -> Option<u16> {
     Some(u16::from_ne_bytes(bytes.get(offset..offset + 2)?.try_into().ok()?))
 }
@@ -95,15 +146,20 @@ fn word(bytes: &[u8], offset: usize) -> Option<u32> {
     Some(u32::from_ne_bytes(bytes.get(offset..offset + 4)?.try_into().ok()?))
 }
 
-fn parse(answer: &[u8]) -> Result<UnixSocketInfo> {
+/// What is behind the header of an answer.
+fn body(answer: &[u8]) -> Result<&[u8]> {
     let kind = half(answer, 4).ok_or(Errno::EBADMSG)?;
     if kind == NLMSG_ERROR {
         let error = word(answer, HEADER).ok_or(Errno::EBADMSG)?.cast_signed();
         return Err(Errno::from_raw(-error));
     }
     let length = word(answer, 0).and_then(|length| usize::try_from(length).ok()).ok_or(Errno::EBADMSG)?;
+    answer.get(HEADER..length.min(answer.len())).ok_or(Errno::EBADMSG)
+}
+
+fn parse(answer: &[u8]) -> Result<UnixSocketInfo> {
     // unix_diag_msg: family, type, state, padding, inode, cookie.
-    let body = answer.get(HEADER..length.min(answer.len())).ok_or(Errno::EBADMSG)?;
+    let body = body(answer)?;
     let mut info = UnixSocketInfo { state: *body.get(2).ok_or(Errno::EBADMSG)?, ..UnixSocketInfo::default() };
     let mut rest = body.get(16..).ok_or(Errno::EBADMSG)?;
     while let (Some(length), Some(kind)) = (half(rest, 0), half(rest, 2)) {
@@ -113,6 +169,7 @@ fn parse(answer: &[u8]) -> Result<UnixSocketInfo> {
             0 => info.name = value.to_vec(),
             1 => info.file_inode = word(value, 0).unwrap_or_default(),
             2 => info.peer = word(value, 0),
+            3 => info.waiting = (0..value.len() / 4).filter_map(|number| word(value, number * 4)).collect(),
             4 => {
                 info.receive_queue = word(value, 0).unwrap_or_default();
                 info.send_queue = word(value, 4).unwrap_or_default();
@@ -143,6 +200,19 @@ mod tests {
         drop(second);
         let info = diagnosis.unix_socket(inode(&first)).unwrap();
         assert_eq!((info.peer, info.shutdown), (Some(0), 3));
+    }
+
+    #[test]
+    fn connections_are_found() {
+        use std::net::{TcpListener, TcpStream};
+        let Ok(diagnosis) = SocketDiagnosis::new() else { return };
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        std::io::Write::write_all(&mut client, b"1234").unwrap();
+        let (own, peer) = (listener.local_addr().unwrap(), client.local_addr().unwrap());
+        assert_eq!(diagnosis.connection(own, peer), Ok((4, 0)));
+        let inode = rustix::fs::fstat(&client).unwrap().st_ino;
+        assert_eq!(diagnosis.connection(peer, own), Ok((0, u32::try_from(inode).unwrap())));
     }
 
     #[test]

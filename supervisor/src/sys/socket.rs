@@ -13,7 +13,15 @@ const LONGEST_OPTION: usize = 64;
 /// # Errors
 /// See getsockopt(2).
 pub fn option(socket: BorrowedFd<'_>, level: u32, name: u32) -> Result<Vec<u8>> {
-    let mut value = [0_u8; LONGEST_OPTION];
+    option_of_length(socket, level, name, LONGEST_OPTION)
+}
+
+/// As [`option`], for those that are only given to who knows how long they are.
+///
+/// # Errors
+/// See getsockopt(2).
+pub fn option_of_length(socket: BorrowedFd<'_>, level: u32, name: u32, most: usize) -> Result<Vec<u8>> {
+    let mut value = vec![0_u8; most];
     let mut length = libc::socklen_t::try_from(value.len()).unwrap_or_default();
     // SAFETY: value and length are live, and the length is that of the value.
     let result = unsafe {
@@ -26,7 +34,8 @@ pub fn option(socket: BorrowedFd<'_>, level: u32, name: u32) -> Result<Vec<u8>> 
         )
     };
     Errno::result(result)?;
-    Ok(value.get(..length as usize).unwrap_or(&value).to_vec())
+    value.truncate(length as usize);
+    Ok(value)
 }
 
 /// Sets an option.
@@ -120,4 +129,29 @@ pub fn send(socket: BorrowedFd<'_>, data: &[u8], address: &[u8]) -> Result<usize
         libc::sendto(socket.as_raw_fd(), data.as_ptr().cast(), data.len(), flags, to.cast(), length)
     };
     Errno::result(result).map(isize::cast_unsigned)
+}
+
+/// How many bytes were sent, or are to be, and not acknowledged; with the end of the stream as one.
+///
+/// # Errors
+/// See tcp(7): `EINVAL` for a listener.
+pub fn unacknowledged(socket: BorrowedFd<'_>) -> Result<u32> {
+    number_of(socket, libc::TIOCOUTQ)
+}
+
+/// How many bytes are to be sent and never were; with the end of the stream as one.
+///
+/// # Errors
+/// As [`unacknowledged`].
+pub fn unsent(socket: BorrowedFd<'_>) -> Result<u32> {
+    /// `SIOCOUTQNSD`.
+    const NOT_SENT: libc::Ioctl = 0x894b;
+    number_of(socket, NOT_SENT)
+}
+
+fn number_of(socket: BorrowedFd<'_>, request: libc::Ioctl) -> Result<u32> {
+    let mut number: libc::c_int = 0;
+    // SAFETY: the kernel writes one int, and number is live.
+    Errno::result(unsafe { libc::ioctl(socket.as_raw_fd(), request, &raw mut number) })?;
+    Ok(number.cast_unsigned())
 }

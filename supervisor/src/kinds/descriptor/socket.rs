@@ -229,11 +229,18 @@ fn peek(opened: &Opened, length: usize) -> Result<Option<Message>> {
         );
     }
     data.truncate(received.bytes);
-    let source = received.address.and_then(|address| rustix::net::SocketAddrUnix::try_from(address).ok());
-    let source = source.and_then(|address| match (address.path_bytes(), address.abstract_name()) {
+    Ok(Some(Message { data, source: received.address.and_then(|address| source(&address)) }))
+}
+
+/// The name of a sender: as unix sockets have it, or address and port.
+fn source(address: &rustix::net::SocketAddrAny) -> Option<Text> {
+    if let Ok(address) = std::net::SocketAddr::try_from(address.clone()) {
+        return Some(Text::from(address.to_string().as_bytes()));
+    }
+    let address = rustix::net::SocketAddrUnix::try_from(address.clone()).ok()?;
+    match (address.path_bytes(), address.abstract_name()) {
         (_, Some(name)) => Some(Text([b"\0", name].concat())),
         (Some(path), None) if !path.is_empty() => Some(Text::from(path.strip_suffix(b"\0").unwrap_or(path))),
         _ => None,
-    });
-    Ok(Some(Message { data, source }))
+    }
 }

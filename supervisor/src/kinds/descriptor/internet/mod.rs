@@ -1,26 +1,44 @@
 //! Sockets of the internet protocols (ip(7), ipv6(7), tcp(7), udp(7)), and netlink(7).
 //!
-//! - **Saved**: TCP sockets that listen, are bound, or nothing yet; TCP connections that are over, as servers have them
-//!   for a moment when a client has left ([`over`]); UDP sockets, bound or with a fixed peer; netlink
-//!   sockets; their options and backlog.
-//! - **Refused**: TCP connections whose peer has not closed them, connections that wait to be accepted, raw and other sockets, netlink
-//!   sockets with messages.
+//! - **Saved**: TCP sockets that listen, are bound, or nothing yet; TCP connections: with both ends in the tree
+//!   ([`pair`]), in the backlog of a listener of the tree, with a peer outside ([`revive`]), and those that are over, as
+//!   servers have them for a moment when a client has left ([`over`]); UDP, UDP-Lite and ICMP sockets with the datagrams
+//!   that wait ([`datagrams`]); raw and netlink sockets; their options and backlog.
+//! - **Held**: between dump and restore the packets of connections with a peer outside are dropped by a firewall table
+//!   of ours ([`hold`]), so that the kernel does not answer the peer with a reset.
+//! - **Refused**: connections from outside of the tree that wait to be accepted, and data in those from inside;
+//!   connections that are still being made; connections with a peer outside without `CAP_NET_ADMIN`; packet and other
+//!   sockets; netlink sockets with messages.
 //! - **Not exact**: the address of the peer of a connection that is over; which error it failed with, since asking for it
-//!   would take it away.
-//! - **Not saved**: datagrams that wait, which the protocol may lose (said in the image as a degradation); multicast
-//!   memberships.
-//! - **Kernel**: `TCP_INFO` tells the state, and of a listener the backlog.
+//!   would take it away; packets that wait in raw sockets; errors that wait in UDP sockets.
+//! - **Not saved**: multicast memberships, urgent data, data out of order (the peer sends it again).
+//! - **Kernel**: `TCP_REPAIR` and nf_tables with owned tables (5.12) for peers outside; `TCP_INFO` tells the state, and of
+//!   a listener the backlog; `IP_LOCAL_PORT_RANGE` (6.3) for ports that other connections share.
 
+mod datagrams;
+pub mod ends;
+pub mod hold;
 pub mod observe;
 pub mod over;
+pub mod pair;
+pub mod repair;
 pub mod restore;
+pub mod revive;
+pub mod stream;
 
+use super::all;
 use super::opened::Opened;
 use super::socket::SOCKET;
+use crate::error::{Error, Problems, Result, Subject, code};
+use crate::plan::Plan;
 use crate::sys::socket;
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::AsFd;
-use vckpt_image_format::record::connection::Address;
+use vckpt_image_format::record::connection::{Address, Connection, ConnectionState};
+use vckpt_image_format::record::socket_option::SocketOption;
+use vckpt_image_format::{Image, Record};
 
 /// Whether it is a socket of one of these families, and of a type that can be kept.
 #[must_use]
@@ -31,15 +49,71 @@ pub fn claims(opened: &Opened) -> bool {
     let option = |name: i32| {
         socket::number_option(opened.file.as_fd(), SOCKET, name.cast_unsigned()).map_or(-1, u32::cast_signed)
     };
-    match (option(libc::SO_DOMAIN), option(libc::SO_PROTOCOL)) {
-        (libc::AF_INET | libc::AF_INET6, protocol) => {
-            matches!(protocol, libc::IPPROTO_TCP | libc::IPPROTO_UDP)
-        }
-        (libc::AF_NETLINK, protocol) => {
+    match (option(libc::SO_DOMAIN), option(libc::SO_TYPE), option(libc::SO_PROTOCOL)) {
+        (libc::AF_INET | libc::AF_INET6, libc::SOCK_RAW, _) => true,
+        (libc::AF_INET | libc::AF_INET6, _, protocol) => matches!(
+            protocol,
+            libc::IPPROTO_TCP
+                | libc::IPPROTO_UDP
+                | libc::IPPROTO_UDPLITE
+                | libc::IPPROTO_ICMP
+                | libc::IPPROTO_ICMPV6
+        ),
+        (libc::AF_NETLINK, _, protocol) => {
             protocol == libc::NETLINK_ROUTE || protocol == libc::NETLINK_KOBJECT_UEVENT
         }
         _ => false,
     }
+}
+
+/// Looks whether this host has the addresses of the sockets, and the rights that their connections need.
+///
+/// # Errors
+/// [`code::ADDRESS_TAKEN`] with the address, [`code::PRIVILEGE`].
+pub fn check(image: &Image, plan: &Plan) -> Result<()> {
+    let mut problems = Problems::new();
+    let mut known = HashSet::new();
+    for mut connection in all::<Connection>(image)? {
+        plan.map(&mut connection);
+        if matches!(connection.state, ConnectionState::Established { .. }) && !repair::is_permitted() {
+            let what = "making a TCP connection again whose peer is outside";
+            let error = Error::new(code::PRIVILEGE, what).because("this needs CAP_NET_ADMIN");
+            problems.push(error.about(Subject::path(connection.name())));
+        }
+        let Some(Address::Internet(local)) = connection.local else { continue };
+        // Those that are over get another address; some are had although this host has them not.
+        let is_free = [(libc::IPPROTO_IP, libc::IP_FREEBIND), (libc::IPPROTO_IP, libc::IP_TRANSPARENT)];
+        let is_free = |option: &SocketOption| {
+            is_free.contains(&(option.level.cast_signed(), option.name.cast_signed()))
+                && option.value.iter().any(|&byte| byte != 0)
+        };
+        if matches!(connection.state, ConnectionState::Over { .. })
+            || connection.options.iter().any(is_free)
+            || !known.insert(local.ip())
+        {
+            continue;
+        }
+        problems.take(has_address(local).map_err(|error| error.about(Subject::path(connection.name()))));
+    }
+    problems.finish()
+}
+
+/// Whether this host has an address.
+fn has_address(mut address: SocketAddr) -> Result<()> {
+    address.set_port(0);
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let probe = rustix::net::socket_with(family, SocketType::DGRAM, SocketFlags::CLOEXEC, None);
+    let bound = probe
+        .map_err(|errno| nix::errno::Errno::from_raw(errno.raw_os_error()))
+        .and_then(|probe| socket::bind(probe.as_fd(), &format_address(&Address::Internet(address))));
+    bound.map_err(|errno| {
+        let what = format!("this host does not have the address {}", address.ip());
+        let hint = format!(
+            "give it to an interface, or give the sockets another one with --map-ip {}=NEW",
+            address.ip()
+        );
+        Error::system(code::ADDRESS_TAKEN, what, errno).hint(hint)
+    })
 }
 
 /// Options that must be set before a socket gets its address.
@@ -54,6 +128,18 @@ const BEFORE_BIND: &[(i32, i32)] = &[
 
 /// `IPV6_V6ONLY`, with its level.
 const V6ONLY: (u32, u32) = (libc::IPPROTO_IPV6.cast_unsigned(), libc::IPV6_V6ONLY.cast_unsigned());
+
+const IPV6_AUTOFLOWLABEL: i32 = 70;
+const IPV6_DONTFRAG: i32 = 62;
+const IPV6_MINHOPCOUNT: i32 = 73;
+const IP_MULTICAST_ALL: i32 = 49;
+/// Of raw sockets of both versions.
+const ICMP_FILTER: i32 = 1;
+const UDP_CORK: i32 = 1;
+const UDP_SEGMENT: i32 = 103;
+const UDP_GRO: i32 = 104;
+const UDPLITE_SEND_CSCOV: i32 = 10;
+const UDPLITE_RECV_CSCOV: i32 = 11;
 
 /// Options of the internet protocols.
 const OPTIONS: &[(i32, i32)] = &[
@@ -73,6 +159,23 @@ const OPTIONS: &[(i32, i32)] = &[
     (libc::IPPROTO_IPV6, libc::IPV6_RECVERR),
     (libc::IPPROTO_IPV6, libc::IPV6_RECVHOPLIMIT),
     (libc::IPPROTO_IPV6, libc::IPV6_TCLASS),
+    (libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS),
+    (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER),
+    (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_IF),
+    (libc::IPPROTO_IPV6, IPV6_AUTOFLOWLABEL),
+    (libc::IPPROTO_IPV6, IPV6_DONTFRAG),
+    (libc::IPPROTO_IPV6, IPV6_MINHOPCOUNT),
+    (libc::IPPROTO_IP, libc::IP_MINTTL),
+    (libc::IPPROTO_IP, libc::IP_RECVORIGDSTADDR),
+    (libc::IPPROTO_IP, libc::IP_HDRINCL),
+    (libc::IPPROTO_IP, IP_MULTICAST_ALL),
+    (libc::IPPROTO_RAW, ICMP_FILTER),
+    (libc::IPPROTO_ICMPV6, ICMP_FILTER),
+    (libc::IPPROTO_UDP, UDP_CORK),
+    (libc::IPPROTO_UDP, UDP_SEGMENT),
+    (libc::IPPROTO_UDP, UDP_GRO),
+    (libc::IPPROTO_UDPLITE, UDPLITE_SEND_CSCOV),
+    (libc::IPPROTO_UDPLITE, UDPLITE_RECV_CSCOV),
     (libc::IPPROTO_TCP, libc::TCP_NODELAY),
     (libc::IPPROTO_TCP, libc::TCP_CORK),
     (libc::IPPROTO_TCP, libc::TCP_KEEPIDLE),

@@ -1,5 +1,7 @@
 //! Looking at sockets of the internet protocols.
 
+use super::ends::state;
+use super::stream::Streams;
 use super::{BEFORE_BIND, NETLINK_OPTIONS, OPTIONS, parse_address};
 use crate::error::{Problems, Result, code};
 use crate::kinds::descriptor::opened::{Opened, Walk};
@@ -12,12 +14,6 @@ use vckpt_image_format::SocketId;
 use vckpt_image_format::record::connection::{Address, Connection, ConnectionState, Ending};
 use vckpt_image_format::record::data_queued::{DataQueued, Queue};
 
-const TCP_TIME_WAIT: u8 = 6;
-const TCP_CLOSE: u8 = 7;
-const TCP_CLOSE_WAIT: u8 = 8;
-const TCP_LAST_ACK: u8 = 9;
-const TCP_LISTEN: u8 = 10;
-const TCP_CLOSING: u8 = 11;
 /// Offsets in `struct tcp_info` of what means, for a listener: connections that wait, how many may.
 const TCP_INFO_WAITING: usize = 24;
 const TCP_INFO_BACKLOG: usize = 28;
@@ -28,15 +24,17 @@ const TCP_INFO_BACKLOG: usize = 28;
 /// All that this kind [refuses](super).
 pub fn observe(_walk: &Walk<'_>, opened: &[&Opened], records: &mut Records) -> Result<()> {
     let mut problems = Problems::new();
+    let (streams, hold) = Streams::find(opened, records.close_connections)?;
+    records.hold = hold;
     for opened in opened {
-        if let Some(record) = problems.take(connection(opened, records)) {
+        if let Some(record) = problems.take(connection(opened, &streams, records)) {
             records.push(record);
         }
     }
     problems.finish()
 }
 
-fn connection(opened: &Opened, records: &mut Records) -> Result<Connection> {
+fn connection(opened: &Opened, streams: &Streams<'_>, records: &mut Records) -> Result<Connection> {
     let file = opened.file.as_fd();
     let failed = |errno| opened.failed("looking at a socket", errno);
     let option = |name: i32| socket::number_option(file, SOCKET, name.cast_unsigned()).map_err(failed);
@@ -46,8 +44,8 @@ fn connection(opened: &Opened, records: &mut Records) -> Result<Connection> {
     let peer = socket::peer_address(file).ok().and_then(|address| parse_address(&address));
     let state = match (family.cast_signed(), protocol.cast_signed()) {
         (libc::AF_NETLINK, _) => netlink_state(opened)?,
-        (_, libc::IPPROTO_TCP) => tcp_state(opened, local, peer, records)?,
-        _ => datagram_state(opened, peer, records),
+        (_, libc::IPPROTO_TCP) => tcp_state(opened, local, peer, streams, records)?,
+        _ => datagram_state(opened, peer, records)?,
     };
     let levels = |options: &[(i32, i32)]| -> Vec<(u32, i32)> {
         options.iter().map(|&(level, name)| (level.cast_unsigned(), name)).collect()
@@ -72,7 +70,7 @@ fn connection(opened: &Opened, records: &mut Records) -> Result<Connection> {
 }
 
 /// A socket has one description, and so the number of that.
-fn identity(opened: &Opened) -> SocketId {
+pub fn identity(opened: &Opened) -> SocketId {
     SocketId(opened.description.id.0)
 }
 
@@ -88,8 +86,13 @@ fn tcp_state(
     opened: &Opened,
     local: Option<Address>,
     peer: Option<Address>,
+    streams: &Streams<'_>,
     records: &mut Records,
 ) -> Result<ConnectionState> {
+    if let Some(found) = streams.look(opened, local, peer, records.hold.as_ref())? {
+        found.queued.into_iter().for_each(|record| records.push(record));
+        return Ok(found.state);
+    }
     let tcp = libc::IPPROTO_TCP.cast_unsigned();
     let info = socket::option(opened.file.as_fd(), tcp, libc::TCP_INFO.cast_unsigned())
         .map_err(|errno| opened.failed("asking for the state of a connection", errno))?;
@@ -98,17 +101,31 @@ fn tcp_state(
         bytes.map_or(0, u32::from_ne_bytes)
     };
     match info.first() {
-        Some(&TCP_CLOSE) => match closed(opened)? {
+        Some(&state::CLOSE) => match closed(opened)? {
             Some(ending) => over(opened, ending, peer, records),
             None => Ok(ConnectionState::Unconnected),
         },
-        Some(&TCP_CLOSE_WAIT) => over(opened, Ending::PeerClosed, peer, records),
-        Some(&(TCP_LAST_ACK | TCP_CLOSING | TCP_TIME_WAIT)) => over(opened, Ending::Closed, peer, records),
-        Some(&TCP_LISTEN) if number(TCP_INFO_WAITING) > 0 => {
-            let what = format!("{} connections wait to be accepted", number(TCP_INFO_WAITING));
-            Err(opened.refuse(code::SOCKET_STATE, what).hint("try again when the program has accepted them"))
+        Some(&state::CLOSE_WAIT) => over(opened, Ending::PeerClosed, peer, records),
+        Some(&(state::LAST_ACK | state::CLOSING | state::TIME_WAIT)) => {
+            over(opened, Ending::Closed, peer, records)
         }
-        Some(&TCP_LISTEN) => Ok(ConnectionState::Listening { backlog: number(TCP_INFO_BACKLOG) }),
+        Some(&state::LISTEN) => {
+            let others = number(TCP_INFO_WAITING)
+                .saturating_sub(u32::try_from(streams.waiting_at(identity(opened))).unwrap_or(u32::MAX));
+            if others > 0 {
+                let what = format!("{others} connections from outside of the tree wait to be accepted");
+                let error = opened.refuse(code::SOCKET_STATE, what);
+                return Err(error.hint("try again when the program has accepted them"));
+            }
+            Ok(ConnectionState::Listening { backlog: number(TCP_INFO_BACKLOG) })
+        }
+        Some(&state::CONNECTING) => Err(opened
+            .refuse(code::SOCKET_STATE, "a TCP connection that is still being made")
+            .hint("try again when it is made or has failed")),
+        // What is left are connections that the user gives up.
+        Some(&(state::ESTABLISHED | state::FIN_WAIT_1 | state::FIN_WAIT_2)) if records.close_connections => {
+            over(opened, Ending::PeerClosed, peer, records)
+        }
         _ => {
             let word =
                 |address: Option<Address>| address.map_or("?".to_owned(), |address| address.to_string());
@@ -147,12 +164,25 @@ fn over(
     Ok(ConnectionState::Over { ending, peer })
 }
 
-/// The state of a UDP socket. What waits in it may be lost on the way as well.
-fn datagram_state(opened: &Opened, peer: Option<Address>, records: &mut Records) -> ConnectionState {
-    if rustix::io::ioctl_fionread(&opened.file).is_ok_and(|bytes| bytes > 0) {
-        records.degraded.push(format!("{}: datagrams that wait are not kept", opened.subject));
+/// The state of a datagram socket, and what waits in it.
+fn datagram_state(opened: &Opened, peer: Option<Address>, records: &mut Records) -> Result<ConnectionState> {
+    let mut polled = [PollFd::new(&opened.file, PollFlags::IN)];
+    let polls = poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
+    let events = polled[0].revents();
+    if polls.is_ok() && events.intersects(PollFlags::IN | PollFlags::ERR) {
+        let socket_type =
+            socket::number_option(opened.file.as_fd(), SOCKET, libc::SO_TYPE.cast_unsigned()).unwrap_or(0);
+        // Looking at an error takes it away.
+        if events.contains(PollFlags::ERR) || socket_type.cast_signed() != libc::SOCK_DGRAM {
+            records.degraded.push(format!("{}: packets or errors that wait are not kept", opened.subject));
+        } else {
+            let messages = any_socket::waiting_messages(opened, false)?;
+            for record in DataQueued::portions(Queue::Socket(identity(opened)), true, messages) {
+                records.push(record);
+            }
+        }
     }
-    peer.map_or(ConnectionState::Unconnected, |peer| ConnectionState::FixedPeer { peer })
+    Ok(peer.map_or(ConnectionState::Unconnected, |peer| ConnectionState::FixedPeer { peer }))
 }
 
 /// A netlink socket must have nothing to be read.

@@ -2,6 +2,7 @@
 //! brought to the same end by its peer. So the program gets what it would have got: what waits, then the end of file or
 //! the error.
 
+use super::ends::{internet, plain};
 use super::{V6ONLY, format_address};
 use crate::error::{Error, Result, Subject, code};
 use crate::kinds::descriptor::holders::Holders;
@@ -21,15 +22,16 @@ use vckpt_image_format::record::data_queued::DataQueued;
 use vckpt_image_format::record::socket_option::SocketOption;
 
 /// How long something may take that happens within this host.
-const LIMIT: Duration = Duration::from_secs(5);
+pub(super) const LIMIT: Duration = Duration::from_secs(5);
 /// Bytes that certainly fit into a socket whose buffers nobody has changed.
 const FITS: usize = 32 * 1024;
-const REUSE: u32 = libc::SO_REUSEADDR.cast_unsigned();
+pub(super) const REUSE: u32 = libc::SO_REUSEADDR.cast_unsigned();
 
 /// Options of multicast.
 const MULTICAST: &[(i32, i32)] = &[
     (libc::IPPROTO_IP, libc::IP_MULTICAST_TTL),
     (libc::IPPROTO_IP, libc::IP_MULTICAST_LOOP),
+    (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_IF),
     (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_HOPS),
     (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_LOOP),
 ];
@@ -70,11 +72,12 @@ impl Action for SetReuse {
 }
 
 /// The options that are set at once, and `SO_REUSEADDR`. Those of multicast have the values of the network in a
-/// connection that was accepted; they mean nothing there, and can't be set.
-fn split(options: &[SocketOption]) -> (Vec<SocketOption>, Vec<SocketOption>) {
+/// connection that was accepted; they mean nothing there, and can't be set. `IPV6_V6ONLY` is set before the address is.
+pub(super) fn split(options: &[SocketOption]) -> (Vec<SocketOption>, Vec<SocketOption>) {
     let is_multicast =
         |option: &SocketOption| MULTICAST.contains(&(option.level.cast_signed(), option.name.cast_signed()));
-    let usable = options.iter().filter(|option| !is_multicast(option)).cloned();
+    let is_too_late = |option: &SocketOption| (option.level, option.name) == V6ONLY;
+    let usable = options.iter().filter(|option| !is_multicast(option) && !is_too_late(option)).cloned();
     usable.partition(|option| (option.level, option.name) != (SOCKET, REUSE))
 }
 
@@ -137,7 +140,8 @@ impl MakeOver {
             address.set_port(0);
             address
         });
-        let peer = accepted(&made, &TcpListener::bind(to)?)?;
+        let listener = TcpListener::bind(to)?;
+        let peer = accepted(&made, &listener, listener.local_addr()?)?;
         self.fill(&made, &peer)?;
         self.end(&made, peer)?;
         if let Some(before) = room {
@@ -189,17 +193,17 @@ impl MakeOver {
 }
 
 /// Connects a socket with a listener, and gives what that accepted.
-fn accepted(made: &OwnedFd, listener: &TcpListener) -> io::Result<TcpStream> {
+pub(super) fn accepted(made: &OwnedFd, listener: &TcpListener, at: SocketAddr) -> io::Result<TcpStream> {
     let limit = Some(LIMIT);
     rustix::net::sockopt::set_socket_timeout(made, rustix::net::sockopt::Timeout::Send, limit)?;
-    socket::connect(made.as_fd(), &format_address(&Address::Internet(listener.local_addr()?)))?;
+    socket::connect(made.as_fd(), &format_address(&Address::Internet(at)))?;
     rustix::net::sockopt::set_socket_timeout(made, rustix::net::sockopt::Timeout::Send, None)?;
     let own = socket::local_address(made.as_fd())?;
     loop {
         wait(&listener.as_fd().try_clone_to_owned()?, PollFlags::IN)?;
         let (peer, from) = listener.accept()?;
         // Somebody else may have found the listener.
-        if super::parse_address(&own) == super::parse_address(&format_address(&Address::Internet(from))) {
+        if internet(super::parse_address(&own)).map(plain) == Some(plain(from)) {
             peer.set_write_timeout(limit)?;
             return Ok(peer);
         }
@@ -207,7 +211,7 @@ fn accepted(made: &OwnedFd, listener: &TcpListener) -> io::Result<TcpStream> {
 }
 
 /// Waits for an event, not for ever.
-fn wait(file: &OwnedFd, event: PollFlags) -> io::Result<()> {
+pub(super) fn wait(file: &OwnedFd, event: PollFlags) -> io::Result<()> {
     let time = Timespec { tv_sec: LIMIT.as_secs().cast_signed(), tv_nsec: 0 };
     match poll(&mut [PollFd::new(file, event)], Some(&time))? {
         0 => Err(io::ErrorKind::TimedOut.into()),

@@ -1,6 +1,10 @@
 //! Making sockets of the internet protocols again.
 
+use super::datagrams::{FillAll, FillDatagrams};
+use super::ends::internet;
 use super::over::{MakeOver, SetReuse};
+use super::pair::{End, MakePair, MakeUnaccepted};
+use super::revive::MakeStream;
 use super::{BEFORE_BIND, format_address};
 use crate::error::{Error, Result, Subject, code};
 use crate::kinds::descriptor::holders::Holders;
@@ -11,13 +15,14 @@ use crate::restoring::Restoring;
 use crate::sys::socket;
 use nix::errno::Errno;
 use rustix::net::{AddressFamily, Protocol, SocketFlags, SocketType};
+use std::collections::HashMap;
 use std::num::NonZeroU32;
 use std::os::fd::{AsFd, OwnedFd};
-use vckpt_image_format::Image;
 use vckpt_image_format::record::Record;
 use vckpt_image_format::record::connection::{Address, Connection, ConnectionState};
 use vckpt_image_format::record::data_queued::{DataQueued, Queue};
 use vckpt_image_format::record::socket_option::SocketOption;
+use vckpt_image_format::{Image, SocketId};
 
 const SO_REUSEADDR: u32 = libc::SO_REUSEADDR.cast_unsigned();
 
@@ -27,26 +32,91 @@ const SO_REUSEADDR: u32 = libc::SO_REUSEADDR.cast_unsigned();
 /// # Errors
 /// As [`all`].
 pub fn plan(image: &Image, plan: &mut Plan) -> Result<()> {
-    let mut reused = Vec::new();
-    let mut others = Vec::new();
-    for connection in all::<Connection>(image)? {
-        let ConnectionState::Over { ending, .. } = connection.state else {
-            others.push(connection);
-            continue;
-        };
-        let mut data = all::<DataQueued>(image)?;
-        data.retain(|record| record.queue == Queue::Socket(connection.id));
-        reused.push(SetReuse(connection.clone()));
-        let holders = Holders::of(image)?;
-        plan.action(Stage::Descriptors, MakeOver { connection, ending, data, holders });
+    let mut connections = all::<Connection>(image)?;
+    connections.iter_mut().for_each(|connection| plan.map(connection));
+    let mut queues: HashMap<Queue, Vec<DataQueued>> = HashMap::new();
+    for record in all::<DataQueued>(image)? {
+        queues.entry(record.queue).or_default().push(record);
     }
+    let mut take = |queue| queues.remove(&queue).unwrap_or_default();
+    let (mut others, mut unaccepted, mut pairs) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut reused, mut fills) = (Vec::new(), Vec::new());
+    for connection in connections {
+        match connection.state {
+            ConnectionState::Over { ending, .. } => {
+                reused.push(SetReuse(connection.clone()));
+                let (data, holders) = (take(Queue::Socket(connection.id)), Holders::of(image)?);
+                plan.action(Stage::Descriptors, MakeOver { connection, ending, data, holders });
+            }
+            ConnectionState::Paired { .. } => {
+                reused.push(SetReuse(connection.clone()));
+                let data = take(Queue::Socket(connection.id));
+                pairs.push(End { connection, data });
+            }
+            ConnectionState::Established { stream, .. } => {
+                let (received, sent) = (take(Queue::Socket(connection.id)), take(Queue::Sent(connection.id)));
+                plan.action(Stage::Descriptors, MakeStream { connection, stream, received, sent });
+            }
+            ConnectionState::Unaccepted { .. } => {
+                reused.push(SetReuse(connection.clone()));
+                unaccepted.push(connection);
+            }
+            ConnectionState::Unconnected
+            | ConnectionState::Listening { .. }
+            | ConnectionState::FixedPeer { .. } => {
+                let messages = take(Queue::Socket(connection.id));
+                if !messages.is_empty() {
+                    fills.push(FillDatagrams { to: connection.clone(), messages });
+                }
+                others.push(connection);
+            }
+        }
+    }
+    for pair in paired(pairs, &others)? {
+        plan.action(Stage::Descriptors, pair);
+    }
+    let senders: Vec<Connection> = others.clone();
     for connection in others {
         plan.action(Stage::Descriptors, MakeSocket(connection));
+    }
+    if !fills.is_empty() {
+        plan.action(Stage::Descriptors, FillAll { fills, senders });
+    }
+    for connection in unaccepted {
+        plan.action(Stage::Descriptors, MakeUnaccepted(connection));
     }
     for reuse in reused {
         plan.action(Stage::Descriptors, reuse);
     }
     Ok(())
+}
+
+/// Brings the ends together: first the one that connects. The other one is at a port at which somebody listens, if
+/// that can be told.
+fn paired(ends: Vec<End>, others: &[Connection]) -> Result<Vec<MakePair>> {
+    let listens = |end: &End| {
+        let port = internet(end.connection.local).map(|address| address.port());
+        others.iter().any(|other| {
+            matches!(other.state, ConnectionState::Listening { .. })
+                && internet(other.local).map(|address| address.port()) == port
+        })
+    };
+    let mut waiting: HashMap<SocketId, End> = HashMap::new();
+    let mut pairs = Vec::new();
+    for end in ends {
+        let ConnectionState::Paired { end: other, .. } = end.connection.state else { continue };
+        match waiting.remove(&other) {
+            Some(first) if listens(&first) => pairs.push(MakePair(end, first)),
+            Some(first) => pairs.push(MakePair(first, end)),
+            None => {
+                waiting.insert(end.connection.id, end);
+            }
+        }
+    }
+    if waiting.is_empty() {
+        return Ok(pairs);
+    }
+    Err(Error::new(code::IMAGE_BAD, "a TCP connection has one end only"))
 }
 
 /// Makes a socket.
@@ -92,8 +162,12 @@ impl MakeSocket {
             self.bind(&made, local)?;
         }
         match state {
-            // Those that are over are made otherwise.
-            ConnectionState::Unconnected | ConnectionState::Over { .. } => {}
+            // Connections are made otherwise.
+            ConnectionState::Unconnected
+            | ConnectionState::Paired { .. }
+            | ConnectionState::Unaccepted { .. }
+            | ConnectionState::Established { .. }
+            | ConnectionState::Over { .. } => {}
             ConnectionState::Listening { backlog } => {
                 rustix::net::listen(&made, i32::try_from(*backlog).unwrap_or(i32::MAX))
                     .map_err(|error| failed("listening", errno(error)))?;

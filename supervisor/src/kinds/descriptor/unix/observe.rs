@@ -25,7 +25,10 @@ pub fn observe(_walk: &Walk<'_>, opened: &[&Opened], records: &mut Records) -> R
         .map_err(|errno| Error::system(code::HOST_FEATURE, "asking the kernel about unix sockets", errno))?;
     let by_inode: HashMap<u64, SocketId> =
         opened.iter().map(|opened| (opened.status.st_ino, identity(opened))).collect();
-    let look = Look { diagnosis, by_inode };
+    let mut look = Look { diagnosis, by_inode, waiting: HashMap::new() };
+    for opened in opened {
+        look.backlog(opened);
+    }
     let mut problems = Problems::new();
     for opened in opened {
         problems.take(look.socket(opened, records));
@@ -41,9 +44,24 @@ pub fn identity(opened: &Opened) -> SocketId {
 struct Look {
     diagnosis: SocketDiagnosis,
     by_inode: HashMap<u64, SocketId>,
+    /// Sockets whose connections wait to be accepted, with their listener and their place there.
+    waiting: HashMap<u64, (SocketId, u32)>,
 }
 
 impl Look {
+    /// Notes the connections that wait in the backlog of a listener, if they can be made again: for that, its address
+    /// must lead to it.
+    fn backlog(&mut self, opened: &Opened) {
+        let Ok(info) = self.diagnosis.unix_socket(opened.status.st_ino) else { return };
+        let address = socket::local_address(opened.file.as_fd()).unwrap_or_default();
+        let Some(address) = name(&address).map(Text::from) else { return };
+        let is_there = address.0.first() == Some(&0) || socket_file(&address, info.file_inode).is_some();
+        for (place, &inode) in info.waiting.iter().enumerate().filter(|_| is_there) {
+            let place = u32::try_from(place).unwrap_or(u32::MAX);
+            self.waiting.insert(inode.into(), (identity(opened), place));
+        }
+    }
+
     fn socket(&self, opened: &Opened, records: &mut Records) -> Result<()> {
         let info = self.diagnosis.unix_socket(opened.status.st_ino).map_err(|errno| {
             Error::system(code::HOST_FEATURE, "asking the kernel about a unix socket", errno)
@@ -100,8 +118,14 @@ impl Look {
 
     fn state(&self, opened: &Opened, socket_type: SocketType, info: &UnixSocketInfo) -> Result<UnixState> {
         if info.state == LISTENING {
-            if info.receive_queue > 0 {
-                let what = format!("{} connections wait to be accepted", info.receive_queue);
+            let is_known = |inode: &&u32| {
+                let inode = u64::from(**inode);
+                self.by_inode.contains_key(&inode) && self.waiting.contains_key(&inode)
+            };
+            let known = u32::try_from(info.waiting.iter().filter(is_known).count()).unwrap_or(u32::MAX);
+            if info.receive_queue > known {
+                let count = info.receive_queue - known;
+                let what = format!("{count} connections from outside of the tree wait to be accepted");
                 return Err(opened
                     .refuse(code::SOCKET_STATE, what)
                     .hint("try again when the program has accepted them"));
@@ -131,9 +155,17 @@ impl Look {
         if info.state == CONNECTED && info.shutdown == 3 {
             return Ok(UnixState::Orphaned);
         }
-        Err(opened
-            .refuse(code::SOCKET_STATE, "a connection that was not accepted yet")
-            .hint("try again when the other side has accepted it"))
+        let waits = self.waiting.get(&opened.status.st_ino);
+        if let (Some(&(listener, place)), Ok(0)) = (waits, socket::unacknowledged(opened.file.as_fd())) {
+            return Ok(UnixState::Unaccepted { listener, place });
+        }
+        let what = if waits.is_some() {
+            "data waits in a connection that was not accepted yet"
+        } else {
+            "a connection that was not accepted yet"
+        };
+        let error = opened.refuse(code::SOCKET_STATE, what);
+        Err(error.hint("try again when the other side has accepted it"))
     }
 }
 

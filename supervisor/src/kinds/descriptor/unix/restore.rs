@@ -63,6 +63,10 @@ impl Action for MakeUnixSockets {
         for socket in &self.sockets {
             self.connect(socket, &mut made).map_err(|error| about(error, socket))?;
         }
+        for (socket, listener) in self.unaccepted() {
+            let new = made.get(&socket.id);
+            connect_to(listener, new).map_err(|error| about(error, socket))?;
+        }
         for socket in &self.sockets {
             self.fill(socket, &made, restoring).map_err(|error| about(error, socket))?;
         }
@@ -96,7 +100,10 @@ pub(super) fn errno(errno: rustix::io::Errno) -> Errno {
 /// Whether it is made by itself: everything but connected streams and pairs of datagram sockets without addresses.
 fn is_alone(socket: &UnixSocket) -> bool {
     match socket.state {
-        UnixState::Unconnected | UnixState::Listening { .. } | UnixState::ConnectedOutside { .. } => true,
+        UnixState::Unconnected
+        | UnixState::Listening { .. }
+        | UnixState::Unaccepted { .. }
+        | UnixState::ConnectedOutside { .. } => true,
         UnixState::Orphaned => false,
         UnixState::Connected { .. } => socket.socket_type == SocketType::Datagram && socket.address.is_some(),
     }
@@ -132,6 +139,20 @@ fn alone(socket: &UnixSocket, undo: &mut Undo) -> Result<OwnedFd> {
 impl MakeUnixSockets {
     fn by_id(&self, id: SocketId) -> Option<&UnixSocket> {
         self.sockets.iter().find(|socket| socket.id == id)
+    }
+
+    /// Sockets whose connections wait to be accepted, with their listeners, in the order in which they wait.
+    fn unaccepted(&self) -> Vec<(&UnixSocket, Option<&UnixSocket>)> {
+        let mut waiting: Vec<_> = self
+            .sockets
+            .iter()
+            .filter_map(|socket| {
+                let UnixState::Unaccepted { listener, place } = socket.state else { return None };
+                Some((listener, place, socket))
+            })
+            .collect();
+        waiting.sort_by_key(|&(listener, place, _)| (listener, place));
+        waiting.into_iter().map(|(listener, _, socket)| (socket, self.by_id(listener))).collect()
     }
 
     /// Sockets that are made in pairs, each pair once.
@@ -178,7 +199,9 @@ impl MakeUnixSockets {
     /// Connects datagram sockets, and makes a peer that is gone already for those that have lost theirs.
     fn connect(&self, socket: &UnixSocket, made: &mut HashMap<SocketId, OwnedFd>) -> Result<()> {
         let to = match &socket.state {
-            UnixState::Unconnected | UnixState::Listening { .. } => return Ok(()),
+            UnixState::Unconnected | UnixState::Listening { .. } | UnixState::Unaccepted { .. } => {
+                return Ok(());
+            }
             UnixState::Orphaned => {
                 let orphan = self.orphan(socket)?;
                 made.insert(socket.id, orphan);
@@ -239,9 +262,10 @@ impl MakeUnixSockets {
                 }
                 socket.address.as_ref()
             }
-            UnixState::Unconnected | UnixState::Listening { .. } | UnixState::ConnectedOutside { .. } => {
-                socket.address.as_ref()
-            }
+            UnixState::Unconnected
+            | UnixState::Listening { .. }
+            | UnixState::Unaccepted { .. }
+            | UnixState::ConnectedOutside { .. } => socket.address.as_ref(),
         };
         let Some(to) = to.map(|name| address(&name.0)) else {
             return Err(Error::new(code::SOCKET_STATE, "messages wait in a unix socket that has no address"));
@@ -264,6 +288,16 @@ impl MakeUnixSockets {
         }
         Ok(())
     }
+}
+
+/// Puts a connection into the backlog of a listener.
+fn connect_to(listener: Option<&UnixSocket>, new: Option<&OwnedFd>) -> Result<()> {
+    let at = listener.and_then(|listener| listener.address.as_ref());
+    let (Some(at), Some(new)) = (at, new) else {
+        return Err(Error::new(code::IMAGE_BAD, "a unix socket is connected with one that has no address"));
+    };
+    socket::connect(new.as_fd(), &address(&at.0))
+        .map_err(|errno| failed("connecting a unix socket", errno).about(Subject::path(at)))
 }
 
 /// A connected pair whose server side was accepted at its address: by the listener, or by one that is made for it.

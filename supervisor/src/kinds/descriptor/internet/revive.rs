@@ -1,0 +1,140 @@
+//! Making TCP connections again whose peer is outside: in the repair mode, without a word to the peer. They are let go
+//! at the very end, when nothing can fail any more; up to then dropping one is silent, so that a failed restore can be
+//! tried again.
+
+use super::ends::internet;
+use super::over::{REUSE, split};
+use super::pair::{bound_as_it_is, shut};
+use super::repair::{self, Side};
+use super::{format_address, hold};
+use crate::error::{Error, Result, Subject, code};
+use crate::kinds::descriptor::{restore, socket as any_socket, socket::SOCKET};
+use crate::plan::Action;
+use crate::restoring::Restoring;
+use crate::sys::netfilter::Firewall;
+use crate::sys::socket;
+use nix::errno::Errno;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use vckpt_image_format::Record;
+use vckpt_image_format::record::connection::{Address, Connection, Stream};
+use vckpt_image_format::record::data_queued::DataQueued;
+
+/// Makes a connection.
+#[derive(Debug)]
+pub struct MakeStream {
+    /// Its record.
+    pub connection: Connection,
+    /// Where it stands.
+    pub stream: Stream,
+    /// What it has received.
+    pub received: Vec<DataQueued>,
+    /// What it has sent, or will send.
+    pub sent: Vec<DataQueued>,
+}
+
+/// A connection that was made and is still in the repair mode.
+#[derive(Debug)]
+pub struct Revived {
+    socket: OwnedFd,
+    connection: Connection,
+    lock: u64,
+    unsent: Vec<u8>,
+    room: (Vec<u8>, u32),
+    receive_room: (Vec<u8>, u32),
+}
+
+impl Action for MakeStream {
+    fn act(&self, restoring: &mut Restoring<'_>) -> Result<()> {
+        let about = |error: Box<Error>| error.about(Subject::path(self.connection.name()));
+        let failed = |error: io::Error| {
+            let code = match error.raw_os_error().map(Errno::from_raw) {
+                Some(Errno::EPERM) => code::PRIVILEGE,
+                Some(Errno::EADDRINUSE | Errno::EADDRNOTAVAIL) => code::ADDRESS_TAKEN,
+                _ => code::DESCRIPTOR_RESTORE,
+            };
+            about(Error::system(code, "making a TCP connection again", error))
+        };
+        let revived = self.make().map_err(failed)?;
+        let made = revived.socket.try_clone().map_err(failed)?;
+        any_socket::set_options(made.as_fd(), &split(&self.connection.options).0).map_err(about)?;
+        restoring.revived.push(revived);
+        restore::keep(restoring, &self.connection.description, made).map_err(about)
+    }
+}
+
+fn bytes(records: &[DataQueued]) -> Vec<u8> {
+    records.iter().flat_map(|record| &record.messages).flat_map(|message| &message.data).copied().collect()
+}
+
+impl MakeStream {
+    fn make(&self) -> io::Result<Revived> {
+        let stream = &self.stream;
+        let (received, mut sent) = (bytes(&self.received), bytes(&self.sent));
+        let made = bound_as_it_is(&self.connection)?;
+        let file = made.as_fd();
+        let length = u32::try_from(received.len()).unwrap_or(u32::MAX);
+        repair::set_sequence(file, Side::Sent, stream.sent)?;
+        repair::set_sequence(file, Side::Received, stream.received.wrapping_sub(length))?;
+        let peer = internet(self.connection.peer()).ok_or(io::ErrorKind::InvalidData)?;
+        socket::connect(file, &format_address(&Address::Internet(peer)))?;
+        repair::agree(file, stream)?;
+        let room = any_socket::make_room(file, sent.len())?;
+        let receive_room = any_socket::make_receive_room(file, received.len())?;
+        repair::fill(file, Side::Received, &received)?;
+        let known = sent.len().saturating_sub(usize::try_from(stream.unsent).unwrap_or(usize::MAX));
+        let unsent = sent.split_off(known);
+        repair::fill(file, Side::Sent, &sent)?;
+        repair::set_window(file, stream)?;
+        let (connection, lock) = (self.connection.clone(), stream.lock);
+        Ok(Revived { socket: made, connection, lock, unsent, room, receive_room })
+    }
+}
+
+/// Lets connections go: their packets come and go again.
+///
+/// # Errors
+/// [`code::DESCRIPTOR_RESTORE`] with the kernel's reason.
+pub fn let_go(revived: Vec<Revived>) -> Result<()> {
+    let mut locks: Vec<u64> = revived.iter().map(|revived| revived.lock).collect();
+    locks.sort_unstable();
+    locks.dedup();
+    let failed = |what: &str, errno: Errno| Error::system(code::DESCRIPTOR_RESTORE, what, errno);
+    for lock in locks {
+        let removed = Firewall::new().and_then(|firewall| firewall.remove(&hold::table(lock)));
+        match removed {
+            // Another host, or an image that was restored before.
+            Ok(()) | Err(Errno::ENOENT) => {}
+            Err(errno) => return Err(failed("letting the packets of TCP connections through", errno)),
+        }
+    }
+    for revived in revived {
+        let about = Subject::path(revived.connection.name());
+        revived.let_go().map_err(|error| {
+            Error::system(code::DESCRIPTOR_RESTORE, "letting a TCP connection go on", error).about(about)
+        })?;
+    }
+    Ok(())
+}
+
+impl Revived {
+    fn let_go(self) -> io::Result<()> {
+        let file = self.socket.as_fd();
+        repair::leave(file)?;
+        // Leaving the mode has set it to 0.
+        let reuse =
+            self.connection.options.iter().find(|option| (option.level, option.name) == (SOCKET, REUSE));
+        if let Some(reuse) = reuse {
+            socket::set_option(file, SOCKET, REUSE, &reuse.value)?;
+        }
+        let mut rest = &self.unsent[..];
+        while !rest.is_empty() {
+            let count = socket::send(file, rest, &[])?;
+            rest = &rest[count..];
+        }
+        shut(&self.socket, &self.connection)?;
+        any_socket::give_room_back(file, &self.room)?;
+        any_socket::give_receive_room_back(file, &self.receive_room)?;
+        Ok(())
+    }
+}
