@@ -25,8 +25,15 @@ impl ImageFile {
     /// # Errors
     /// [`code::IMAGE_EXISTS`] if the name is taken, [`code::IMAGE_WRITE`] with the kernel's reason.
     pub(crate) fn create(path: PathBuf, force: bool) -> Result<(Self, ImageSink)> {
-        if !force && path.symlink_metadata().is_ok() {
-            return Err(exists(&path));
+        match path.symlink_metadata() {
+            Ok(_) if !force => return Err(exists(&path)),
+            // A device or a directory would be replaced like a file.
+            Ok(there) if !there.is_file() && !there.is_symlink() => {
+                return Err(Error::new(code::IMAGE_EXISTS, "what is there is no regular file, and stays")
+                    .about(Subject::path(path.display()))
+                    .hint("give another name, or - for standard output"));
+            }
+            Ok(_) | Err(_) => {}
         }
         let folder = folder_of(&path);
         let mut options = OpenOptions::new();
