@@ -133,12 +133,17 @@ fn listeners(stage: Stage) {
     let abstract_address =
         <std::os::unix::net::SocketAddr as SocketAddrExt>::from_abstract_name(&name).unwrap();
     let hidden = UnixListener::bind_addr(&abstract_address).unwrap();
+    // SAFETY: the call takes plain integers.
+    let audit =
+        check(unsafe { libc::socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_AUDIT) }).unwrap();
     let names = [libc::SO_REUSEADDR, libc::SO_ACCEPTCONN, libc::SO_KEEPALIVE];
     let options = names.map(|name| option(tcp.as_raw_fd(), name));
     stage.serve(|_| {
         verify!(tcp.local_addr().map_err(text)? == address, "the address is {:?}", tcp.local_addr());
         let now = names.map(|name| option(tcp.as_raw_fd(), name));
         verify!(now == options, "socket options: {options:?} became {now:?}");
+        let protocol = option(audit, libc::SO_PROTOCOL);
+        verify!(protocol == libc::NETLINK_AUDIT, "a netlink socket has protocol {protocol}");
         echo(TcpStream::connect(address).map_err(text)?, tcp.accept().map_err(text)?.0)?;
         if let Some(six) = &six {
             let address = six.local_addr().map_err(text)?;
