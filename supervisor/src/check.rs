@@ -1,8 +1,8 @@
 //! Checking: everything that stands in the way of a dump or a restore, at once, without doing either.
 
-use crate::dump;
 use crate::error::{Error, Result, code};
 use crate::freeze;
+use crate::look::{Look, Wanted, look};
 use crate::restore::{self, Source};
 use crate::{image, place};
 use std::path::Path;
@@ -36,18 +36,20 @@ pub fn check_process(pid: i32) -> Result<CheckReport> {
         command: String::from_utf8_lossy(&command).trim().to_owned(),
         ..CheckReport::default()
     };
-    let mut frozen = match freeze::preflight(pid).and_then(|()| freeze::freeze(pid, PATIENCE)) {
-        Ok(frozen) => frozen,
+    let looked =
+        freeze::preflight(pid).and_then(|()| look(pid, PATIENCE, Wanted::default(), &mut Vec::new()));
+    let Look { frozen, records, .. } = match looked {
+        Ok(look) => look,
         Err(error) if is_refusal(&error) => return Ok(CheckReport { problems: separate(error), ..report }),
         Err(error) => return Err(error),
     };
     report.processes = frozen.processes.len();
-    let observed = dump::observe(&mut frozen, false, false).map(|mut records| {
+    let records = records.map(|mut records| {
         drop(records.hold.take());
         records
     });
     frozen.release()?;
-    match observed {
+    match records {
         Ok(records) => report.degraded = records.degraded,
         Err(error) => report.problems = separate(error),
     }

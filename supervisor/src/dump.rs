@@ -1,15 +1,13 @@
 //! Dumping a tree of processes: freeze, observe, store, and then end it or let it go on.
 
 use crate::error::code::Class;
-use crate::error::{Error, Problems, Result, Subject, code};
+use crate::error::{Error, Result, Subject, code};
 use crate::freeze;
-use crate::frozen::Frozen;
-use crate::kinds::KINDS;
 use crate::kinds::descriptor::internet::hold::Hold;
+use crate::look::{Look, Wanted, look};
 use crate::output::ImageFile;
 use crate::proc::stat;
 use crate::progress::Progress;
-use crate::records::Records;
 use crate::store;
 use crate::tracee::Haste;
 use std::fmt;
@@ -103,15 +101,12 @@ pub fn dump(request: Request, progress: &mut dyn FnMut(Progress)) -> Result<Repo
     freeze::preflight(request.pid)?;
     let (sink, file) = open(request.output, request.pid, request.force)?;
     progress(Progress { phase: "freeze", done: 0, total: 0 });
-    let frozen_at = Instant::now();
     let mut members = vec![request.pid];
-    let frozen = freeze::freeze(request.pid, request.freeze_timeout);
-    let mut frozen = frozen.map_err(|error| or_the_end(error, &members))?;
-    members.extend(frozen.living().map(|process| process.pid));
-    debug!(processes = frozen.processes.len(), elapsed = ?frozen_at.elapsed(), "frozen");
-    let observed = observe(&mut frozen, request.embed_files, request.close_connections);
-    let mut records = observed.map_err(|error| or_the_end(error, &members))?;
-    debug!(records = records.records.len(), elapsed = ?frozen_at.elapsed(), "observed");
+    let Request { embed_files, close_connections, .. } = request;
+    let wanted = Wanted { embed_files, close_connections };
+    let looked = look(request.pid, request.freeze_timeout, wanted, &mut members);
+    let Look { frozen, records, since: frozen_at } = looked.map_err(|error| or_the_end(error, &members))?;
+    let mut records = records.map_err(|error| or_the_end(error, &members))?;
     let degraded = records.degraded.clone();
     let root = frozen.processes.first();
     let mut report = Report {
@@ -210,23 +205,4 @@ fn open(output: Output, pid: i32, force: bool) -> Result<(Box<dyn Write>, Option
     };
     let (file, sink) = ImageFile::create(path, force)?;
     Ok((Box::new(sink), Some(file)))
-}
-
-/// Asks every kind what there is; all problems at once.
-pub(crate) fn observe(frozen: &mut Frozen, embed_files: bool, close_connections: bool) -> Result<Records> {
-    let mut problems = Problems::new();
-    let mut records = Records::default();
-    records.embed_files = embed_files;
-    records.close_connections = close_connections;
-    problems.take(freeze::inject(frozen));
-    if problems.is_empty() {
-        for kind in KINDS {
-            let begin = Instant::now();
-            let result = (kind.observe)(frozen, &mut records);
-            problems.take(result.map_err(|error| error.about(Subject::default())));
-            debug!(kind = kind.name, elapsed = ?begin.elapsed(), "observed");
-        }
-    }
-    problems.finish()?;
-    Ok(records)
 }

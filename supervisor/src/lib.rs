@@ -19,6 +19,7 @@ pub mod store;
 pub mod act;
 mod clocks;
 pub mod image;
+mod look;
 mod namespaces;
 mod output;
 pub mod place;

@@ -2,6 +2,7 @@
 //!
 //! Storing them is the business of [`store`](crate::store).
 
+use crate::freeze::Backlog;
 use crate::kinds::descriptor::internet::hold::Hold;
 use crate::kinds::descriptor::message_queue::observe::Queue;
 use crate::kinds::descriptor::terminal::pair::observe::Pair;
@@ -103,6 +104,8 @@ pub struct Records {
     pub close_connections: bool,
     /// What keeps TCP connections as they were observed, until the tree has ended or goes on.
     pub hold: Option<Hold>,
+    /// Connections that somebody is to accept before the tree can be dumped.
+    pub backlog: Backlog,
     nameless_files: HashMap<Inode, NamelessFileId>,
     segments: HashMap<Inode, SegmentId>,
 }

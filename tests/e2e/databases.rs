@@ -21,6 +21,7 @@ pub(crate) const TOPIC: Topic = Topic {
             under_load(Case::new_as_ordinary_user()?)
         }),
         ("postgres_in_a_transaction", || in_a_transaction("$PWD")),
+        ("postgres_in_a_transaction_over_tcp", || in_a_transaction("127.0.0.1")),
     ],
 };
 
@@ -43,12 +44,17 @@ until "$programs/psql" -qc 'create table numbers (n int)' 2>/dev/null; do
 done
 "#;
 
-/// One client that notes what was committed, and two that count for themselves.
+/// One client that notes what was committed, two that count for themselves, and one that connects anew for each stroke:
+/// its connection often waits to be accepted.
 const LOAD: &str = r#"
 "$programs/psql" -qc 'create table strokes (client int, n int)' 9>&-
 printf '%s\n' '\set n :n + 1' 'insert into strokes values (:client_id, :n);' > stroke
 "$programs/pgbench" -n -c 2 -j 2 -T 1000 -D n=0 -f stroke > bench.out 2>&1 9>&- &
 bench=$!
+"$programs/psql" -qc 'create table calls (n serial)' 9>&-
+echo 'insert into calls default values;' > call
+"$programs/pgbench" -C -n -T 1000 -f call > calls.out 2>&1 9>&- &
+calls=$!
 for ((n = 1; ; n++)); do
     [ -e stop ] && break
     echo "insert into numbers values ($n) returning n;"
@@ -56,7 +62,7 @@ done 9>&- | "$programs/psql" -qAt > committed 9>&- &
 load=$!
 read -r order <&9
 > stop; wait $load
-kill $bench; wait $bench
+kill $bench $calls; wait $bench $calls
 > settled
 read -r order <&9
 kill -INT $server; wait $server; echo $? > ended
@@ -205,8 +211,11 @@ fn under_load(case: Case) -> Outcome {
     let query = "select count(distinct client), sum((rows = distinct_rows and rows = last)::int) from (select client, count(*) rows, count(distinct n) distinct_rows, max(n) last from strokes group by client) counted";
     let strokes = server.ask_here(query)?;
     ensure!(strokes == "2|2", "the clients and those with every stroke once: {strokes}");
-    let bench = server.case.output("bench");
-    ensure!(!bench.contains("error"), "pgbench says {bench}");
+    let calls = server.ask_here("select count(*) > 0 and count(*) = count(distinct n) from calls")?;
+    ensure!(calls == "t", "the calls are none, or some are there twice");
+    for bench in ["bench", "calls"].map(|name| server.case.output(name)) {
+        ensure!(!bench.contains("error"), "pgbench says {bench}");
+    }
     server.order("end")?;
     server.ended()
 }

@@ -308,7 +308,8 @@ fn tmux() -> Outcome {
             (text == format!("first line\n{wanted}")).then_some(())
         })?;
     }
-    clients.run(&["send-keys", "-t", "one:0", "C-c", "kill %1", "Enter"])?;
+    clients.run(&["send-keys", "-t", "one:0", "kill %1; wait; echo gone $number", "Enter"])?;
+    clients.shows("one:0", "gone 42")?;
     clients.run(&["kill-server"])?;
     until("the tmux server to end", LIMIT, || {
         reap();

@@ -5,11 +5,12 @@ use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsRawFd as _;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
-use std::time::Duration;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
-use crate::harness::Topic;
-use crate::harness::case::two_rounds;
-use crate::stage::kernel::{check, fork, put, take};
+use crate::harness::case::{Case, text as path_text, two_rounds};
+use crate::harness::{Outcome, Topic, ensure};
+use crate::stage::kernel::{check, fork, map, put, take};
 use crate::stage::{Stage, verify};
 
 pub(crate) const TOPIC: Topic = Topic {
@@ -19,12 +20,15 @@ pub(crate) const TOPIC: Topic = Topic {
         ("listeners", listeners),
         ("between", between),
         ("unix-backlog", unix_backlog),
+        ("callers", callers),
     ],
     cases: &[
         ("unix_pairs_with_data", || two_rounds("unix-pairs")),
         ("listening_tcp_and_unix", || two_rounds("listeners")),
         ("unix_not_accepted_yet", || two_rounds("unix-backlog")),
         ("between_processes", || two_rounds("between")),
+        ("connections_that_wait_for_a_moment", || two_rounds("callers")),
+        ("connections_that_wait_for_ever", never_accepted),
     ],
 };
 
@@ -129,12 +133,17 @@ fn listeners(stage: Stage) {
     let abstract_address =
         <std::os::unix::net::SocketAddr as SocketAddrExt>::from_abstract_name(&name).unwrap();
     let hidden = UnixListener::bind_addr(&abstract_address).unwrap();
+    // SAFETY: the call takes plain integers.
+    let audit =
+        check(unsafe { libc::socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_AUDIT) }).unwrap();
     let names = [libc::SO_REUSEADDR, libc::SO_ACCEPTCONN, libc::SO_KEEPALIVE];
     let options = names.map(|name| option(tcp.as_raw_fd(), name));
     stage.serve(|_| {
         verify!(tcp.local_addr().map_err(text)? == address, "the address is {:?}", tcp.local_addr());
         let now = names.map(|name| option(tcp.as_raw_fd(), name));
         verify!(now == options, "socket options: {options:?} became {now:?}");
+        let protocol = option(audit, libc::SO_PROTOCOL);
+        verify!(protocol == libc::NETLINK_AUDIT, "a netlink socket has protocol {protocol}");
         echo(TcpStream::connect(address).map_err(text)?, tcp.accept().map_err(text)?.0)?;
         if let Some(six) = &six {
             let address = six.local_addr().map_err(text)?;
@@ -206,4 +215,71 @@ fn between(stage: Stage) {
         }
         Ok(())
     });
+}
+
+/// Three processes that connect, send a number and get it back, over and over, and one that accepts them: at most moments
+/// a connection waits, with what was sent through it. With an argument nobody accepts.
+fn callers(stage: Stage) {
+    let path = stage.path("calls");
+    let listener = UnixListener::bind(&path).unwrap();
+    let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS;
+    let shared = map(4096, libc::PROT_READ | libc::PROT_WRITE, flags, -1) as usize;
+    // SAFETY: mapped for as long as the program runs, and only used atomically.
+    let calls = move || unsafe { &*(shared as *const [AtomicU32; 3]) };
+    if stage.arguments.is_empty() {
+        let listener = listener.try_clone().unwrap();
+        fork(move || {
+            let mut number = [0];
+            while let Ok((mut stream, _)) = listener.accept() {
+                if stream.read_exact(&mut number).is_err() || stream.write_all(&number).is_err() {
+                    return 1;
+                }
+                calls()[usize::from(number[0])].fetch_add(1, Ordering::SeqCst);
+            }
+            2
+        });
+    }
+    for number in 0..3_u8 {
+        let path = path.clone();
+        fork(move || {
+            let mut answer = [9];
+            loop {
+                let Ok(mut stream) = UnixStream::connect(&path) else { return 3 };
+                if stream.write_all(&[number]).is_err() || stream.read_exact(&mut answer).is_err() {
+                    return 4;
+                }
+                if answer != [number] {
+                    return 5;
+                }
+            }
+        });
+    }
+    let accepts = stage.arguments.is_empty();
+    stage.serve(move |_| {
+        let now = || calls().each_ref().map(|count| count.load(Ordering::SeqCst));
+        let (before, begin) = (now(), Instant::now());
+        while accepts && now().iter().zip(before).any(|(now, before)| *now < before + 50) {
+            verify!(
+                begin.elapsed() < Duration::from_secs(20),
+                "calls go from {before:?} to {:?} only",
+                now()
+            );
+        }
+        let mut status = 0;
+        // SAFETY: a valid place for a status.
+        let ended = unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG) };
+        verify!(ended == 0, "process {ended} has ended with {status:#x}");
+        Ok(())
+    });
+}
+
+fn never_accepted() -> Outcome {
+    let mut case = Case::new()?;
+    let root = case.start("callers", &["nobody"])?;
+    let image = case.path("refused.vckpt");
+    let ran = case.vckpt(&["dump", &root.to_string(), "-o", path_text(&image)])?;
+    ran.refused(&[3])?;
+    ensure!(ran.stderr.contains("not accepted yet"), "{}", ran.describe());
+    case.ask()?;
+    case.finish(root)
 }

@@ -87,6 +87,8 @@ pub struct Error {
     pub why: Option<String>,
     /// What to do, overriding the code's own hint.
     pub hint: Option<String>,
+    /// Whether it is a state that passes by itself, if the target goes on for a moment.
+    pub passing: bool,
     /// Other problems, independent of this one.
     pub others: Vec<Error>,
 }
@@ -98,7 +100,15 @@ impl Error {
     /// An error with what was tried.
     #[must_use]
     pub fn new(code: Code, what: impl Into<String>) -> Box<Self> {
-        Box::new(Self { code, what: what.into(), subject: None, why: None, hint: None, others: Vec::new() })
+        Box::new(Self {
+            code,
+            what: what.into(),
+            subject: None,
+            why: None,
+            hint: None,
+            passing: false,
+            others: Vec::new(),
+        })
     }
 
     /// A failed system call.
@@ -120,6 +130,19 @@ impl Error {
     pub fn because(mut self: Box<Self>, why: impl fmt::Display) -> Box<Self> {
         self.why = Some(why.to_string());
         self
+    }
+
+    /// The same, as a state that passes by itself.
+    #[must_use]
+    pub fn passing(mut self: Box<Self>) -> Box<Self> {
+        self.passing = true;
+        self
+    }
+
+    /// Whether this and all [others](Self::others) pass by themselves.
+    #[must_use]
+    pub fn passes(&self) -> bool {
+        self.passing && self.others.iter().all(|other| other.passing)
     }
 
     /// The same, with what to do.

@@ -3,6 +3,7 @@
 //! [`freeze`] gives a [`Frozen`] tree in which each thread has an [`Agent`](crate::stub::agent::Agent) without a stub
 //! yet; [`inject`] puts the stubs in place. Whatever fails: dropping what there is lets every task go on.
 
+mod backlog;
 mod room;
 mod sharing;
 mod stop;
@@ -21,17 +22,19 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 use vckpt_parasite::protocol;
 
+pub use backlog::Backlog;
 pub use room::free_range;
 pub use survey::preflight;
 
-/// Stops the tree of a process that has passed [`preflight`], and takes down the state of every thread.
+/// Stops the tree of a process that has passed [`preflight`], and takes down the state of every thread. Who can accept
+/// the connections of a backlog is stopped last.
 ///
 /// # Errors
 /// The target's state that can't be handled, all problems at once; a timeout; the death of the root.
-pub fn freeze(pid: i32, timeout: Duration) -> Result<Frozen> {
+pub fn freeze(pid: i32, timeout: Duration, backlog: &Backlog) -> Result<Frozen> {
     // A descriptor for each thread and a few for each process: nobody else gets fewer by it.
     place::raise_limit(0)?;
-    let tasks = stop::stop_tree(pid, Instant::now() + timeout)?;
+    let tasks = stop::stop_tree(pid, Instant::now() + timeout, backlog)?;
     survey::survey(pid, tasks)
 }
 

@@ -1,5 +1,6 @@
 //! Stopping every task of a tree, until nothing new appears.
 
+use super::backlog::Backlog;
 use crate::error::{Error, Result, Subject, code};
 use crate::proc::{read, stat};
 use crate::stub::agent::Agent;
@@ -71,10 +72,10 @@ const LETTING_GO: Duration = Duration::from_secs(1);
 ///
 /// # Errors
 /// [`code::NOT_PERMITTED`], [`code::ALREADY_TRACED`], [`code::FREEZE_TIMEOUT`], [`code::TREE_UNSETTLED`].
-pub(super) fn stop_tree(root: i32, deadline: Instant) -> Result<StoppedTree> {
+pub(super) fn stop_tree(root: i32, deadline: Instant, backlog: &Backlog) -> Result<StoppedTree> {
     let mut tree = StoppedTree { clocks: Clocks::read(root), ..StoppedTree::default() };
     let mut moving: BTreeMap<i32, (i32, Running)> = BTreeMap::new();
-    match stop_all(root, deadline, &mut tree, &mut moving) {
+    match stop_all(root, deadline, backlog, &mut tree, &mut moving) {
         Ok(()) => Ok(tree),
         Err(error) => {
             let_go(tree, moving);
@@ -102,19 +103,28 @@ fn let_go(mut tree: StoppedTree, mut moving: BTreeMap<i32, (i32, Running)>) {
 fn stop_all(
     root: i32,
     deadline: Instant,
+    backlog: &Backlog,
     tree: &mut StoppedTree,
     moving: &mut BTreeMap<i32, (i32, Running)>,
 ) -> Result<()> {
     tree.parents.insert(root, None);
+    let mut is_drained = backlog.is_empty();
     loop {
         let mut news = false;
         for pid in tree.parents.keys().copied().collect::<Vec<_>>() {
+            if !is_drained && backlog.is_for(pid) {
+                continue;
+            }
             news |= attach_threads(pid, root, tree, moving)?;
         }
         settle(tree, moving, deadline)?;
         news |= find_children(tree);
         if !news && moving.is_empty() {
-            break;
+            if is_drained {
+                break;
+            }
+            backlog.drain();
+            is_drained = true;
         }
         if Instant::now() > deadline {
             return Err(Error::new(code::TREE_UNSETTLED, "new tasks kept appearing"));

@@ -24,12 +24,15 @@ if __name__ == '__main__':
     start(*shared)
     with context.Pool(3, start, shared) as pool, open('laps', 'w', buffering=1) as out:
         # An end in order, in which the semaphores are removed.
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
+        ended = []
+        signal.signal(signal.SIGTERM, lambda *_: ended.append(True))
         lap = 0
-        while True:
+        while not ended:
             lap += 1
             good = pool.map(work, range(50)) == [value * value for value in range(50)]
             good = good and number.value == 50 * lap and bytes(array[:]) == bytes([lap % 256]) * 50
             queue.put(lap)
             good = good and queue.get() == lap
             out.write('lap %d\n' % lap if good else 'BAD lap %d\n' % lap)
+        pool.close()
+        pool.join()

@@ -60,7 +60,7 @@ pub fn claims(opened: &Opened) -> bool {
                 | libc::IPPROTO_ICMPV6
         ),
         (libc::AF_NETLINK, _, protocol) => {
-            protocol == libc::NETLINK_ROUTE || protocol == libc::NETLINK_KOBJECT_UEVENT
+            protocol == libc::NETLINK_ROUTE || protocol == libc::NETLINK_KOBJECT_UEVENT || is_fresh(opened)
         }
         _ => false,
     }
@@ -114,6 +114,13 @@ fn has_address(mut address: SocketAddr) -> Result<()> {
         );
         Error::system(code::ADDRESS_TAKEN, what, errno).hint(hint)
     })
+}
+
+/// Whether it is a netlink socket that has not said anything yet, and so has no port: the kernel keeps nothing for it,
+/// whatever its protocol. Programs open one for audit messages that they may never send.
+fn is_fresh(opened: &Opened) -> bool {
+    let address = socket::local_address(opened.file.as_fd()).ok().and_then(|address| parse_address(&address));
+    matches!(address, Some(Address::Netlink { port: 0, groups: 0 }))
 }
 
 /// Options that must be set before a socket gets its address.

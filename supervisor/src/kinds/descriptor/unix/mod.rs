@@ -3,8 +3,8 @@
 //! - **Saved**: type, address with the permissions of its file, connection, what was shut down, options, backlog, and
 //!   the data that waits, message by message.
 //! - **Saved too**: connections of the tree that wait to be accepted, as long as nothing was sent in them.
-//! - **Refused**: a stream whose peer is outside of the tree; other connections that wait to be accepted; descriptors or
-//!   credentials in a queue; addresses that are relative paths.
+//! - **Refused**: a stream whose peer is outside of the tree; other connections that nobody accepts although those who
+//!   could are let run for a while; descriptors or credentials in a queue; addresses that are relative paths.
 //! - **Outside of the tree**: a datagram socket that sends to an address there is connected with that address again.
 //! - **Not saved**: `SO_PEERCRED` of the peer: it is that of who restored; the name of a sender outside of the tree
 //!   whose datagram waits.

@@ -2,6 +2,7 @@
 
 use super::name;
 use crate::error::{Error, Problems, Result, code};
+use crate::freeze::Backlog;
 use crate::kinds::descriptor::opened::{Opened, Walk};
 use crate::kinds::descriptor::socket::{self as any_socket, SOCKET};
 use crate::records::Records;
@@ -85,7 +86,7 @@ impl Look {
                 .refuse(code::SOCKET_STATE, "a unix socket whose address is a relative path")
                 .hint("give the program an absolute path for its socket"));
         }
-        let state = self.state(opened, socket_type, &info)?;
+        let state = self.state(opened, socket_type, &info, &mut records.backlog)?;
         let messages = match (socket_type, &state) {
             (_, UnixState::Listening { .. }) => Vec::new(),
             _ if info.receive_queue == 0 && socket_type != SocketType::Datagram => Vec::new(),
@@ -116,8 +117,19 @@ impl Look {
         Ok(())
     }
 
-    fn state(&self, opened: &Opened, socket_type: SocketType, info: &UnixSocketInfo) -> Result<UnixState> {
+    fn state(
+        &self,
+        opened: &Opened,
+        socket_type: SocketType,
+        info: &UnixSocketInfo,
+        backlog: &mut Backlog,
+    ) -> Result<UnixState> {
         if info.state == LISTENING {
+            if info.receive_queue > 0 {
+                let copy = opened.file.try_clone();
+                let copy = copy.map_err(|error| opened.failed("copying a descriptor", error))?;
+                backlog.add(copy, opened.holders.iter().map(|holder| holder.pid));
+            }
             let is_known = |inode: &&u32| {
                 let inode = u64::from(**inode);
                 self.by_inode.contains_key(&inode) && self.waiting.contains_key(&inode)
@@ -128,6 +140,7 @@ impl Look {
                 let what = format!("{count} connections from outside of the tree wait to be accepted");
                 return Err(opened
                     .refuse(code::SOCKET_STATE, what)
+                    .passing()
                     .hint("try again when the program has accepted them"));
             }
             return Ok(UnixState::Listening { backlog: info.send_queue });
@@ -164,7 +177,8 @@ impl Look {
         } else {
             "a connection that was not accepted yet"
         };
-        let error = opened.refuse(code::SOCKET_STATE, what);
+        backlog.add_client(opened.status.st_ino);
+        let error = opened.refuse(code::SOCKET_STATE, what).passing();
         Err(error.hint("try again when the other side has accepted it"))
     }
 }
