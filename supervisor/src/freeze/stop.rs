@@ -65,6 +65,14 @@ const OPTIONS: i32 = libc::PTRACE_O_TRACESYSGOOD
 /// After this time a task that does not stop is looked at: it may wait for a child that borrows its memory.
 const VFORK_SUSPICION: Duration = Duration::from_millis(2);
 
+impl StoppedTree {
+    /// Reads the clocks by which what was seen of the tasks is understood.
+    fn read_clocks(&mut self) {
+        let seen = self.tasks.iter().filter_map(|(&tid, task)| Some((tid, task.before.as_ref()?)));
+        self.clocks = Clocks::read(seen);
+    }
+}
+
 /// How long what still moves is waited for when a freeze has failed.
 const LETTING_GO: Duration = Duration::from_secs(1);
 
@@ -73,10 +81,13 @@ const LETTING_GO: Duration = Duration::from_secs(1);
 /// # Errors
 /// [`code::NOT_PERMITTED`], [`code::ALREADY_TRACED`], [`code::FREEZE_TIMEOUT`], [`code::TREE_UNSETTLED`].
 pub(super) fn stop_tree(root: i32, deadline: Instant, backlog: &Backlog) -> Result<StoppedTree> {
-    let mut tree = StoppedTree { clocks: Clocks::read(root), ..StoppedTree::default() };
+    let mut tree = StoppedTree::default();
     let mut moving: BTreeMap<i32, (i32, Running)> = BTreeMap::new();
     match stop_all(root, deadline, backlog, &mut tree, &mut moving) {
-        Ok(()) => Ok(tree),
+        Ok(()) => {
+            tree.read_clocks();
+            Ok(tree)
+        }
         Err(error) => {
             let_go(tree, moving);
             Err(error)
@@ -94,6 +105,7 @@ fn let_go(mut tree: StoppedTree, mut moving: BTreeMap<i32, (i32, Running)>) {
             let _ = note_stop(&mut tree, pid, stopped, None);
         }
     }
+    tree.read_clocks();
     for task in std::mem::take(&mut tree.tasks).into_values() {
         // An agent that is dropped lets its thread go on with the rest of its wait.
         drop(task.prepare(&tree.clocks));
@@ -159,7 +171,7 @@ fn attach_threads(
         }
         match Running::seize(tid, OPTIONS) {
             Ok(running) => {
-                let before = Before::look(tid, &tree.clocks);
+                let before = Before::look(tid);
                 tree.seen.extend(before.map(|before| (tid, before)));
                 tree.asked.insert(tid, waits::now());
                 // Ended between the two: the wait will tell.

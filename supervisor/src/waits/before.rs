@@ -10,9 +10,9 @@
 use super::call::{self, Call};
 use super::{Moments, now};
 use crate::proc::{read, stat};
-use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
@@ -20,7 +20,8 @@ use std::time::{Duration, Instant};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Before {
     number: u64,
-    since: i64,
+    /// The processor on which it slept.
+    processor: i32,
     scheduled: Scheduled,
 }
 
@@ -50,13 +51,13 @@ const WAKING: i64 = 1_500;
 impl Before {
     /// Looks at a task. Nothing if it runs, or is in no call whose time is limited, or the kernel does not tell.
     #[must_use]
-    pub fn look(tid: i32, clocks: &Clocks) -> Option<Self> {
+    pub fn look(tid: i32) -> Option<Self> {
         let Call { number, .. } = parse_call(&read::file(tid, "syscall").ok()?)?;
         call::place(number)?;
-        let difference = clocks.difference(stat::processor(&read::file(tid, "stat").ok()?)?)?;
+        let processor = processor(tid)?;
         // Last: the less time passes from this to the stop, the better.
         let scheduled = parse(&read::file(tid, "sched").ok()?)?;
-        Some(Self { number, since: scheduled.at + difference, scheduled })
+        Some(Self { number, processor, scheduled })
     }
 
     /// Since when the task waits in a call of this number, if that is still the one that was seen. To be asked when it
@@ -69,27 +70,30 @@ impl Before {
             return None;
         }
         // It may have been woken by the end of its wait just before, and made the call again.
-        let difference = clocks.difference(stat::processor(&read::file(tid, "stat").ok()?)?)?;
+        let difference = clocks.difference(processor(tid)?)?;
         let woken_at = scheduled.at - (scheduled.ran - self.scheduled.ran) + difference;
-        (woken_at > moments.asked + WAKING).then_some(self.since)
+        let since = self.scheduled.at + clocks.difference(self.processor)?;
+        (woken_at > moments.asked + WAKING).then_some(since)
     }
 }
 
+fn processor(tid: i32) -> Option<i32> {
+    stat::processor(&read::file(tid, "stat").ok()?)
+}
+
 impl Clocks {
-    /// Reads the clocks of the processors, if a thread of the process `pid` or of its children waits for at most some
-    /// time. To be called before anything is stopped: on a processor that a task of high priority keeps for itself
-    /// there is nothing to be read in good time, and then it is as if the kernel did not tell.
+    /// Reads the clocks of the processors on which these tasks slept and were stopped. To be called when they have
+    /// stopped: the clocks fall behind all the time. On a processor that a task of high priority keeps for itself there is
+    /// nothing to be read in good time, and then it is as if the kernel did not tell.
     #[must_use]
-    pub fn read(pid: i32) -> Self {
-        const PATIENCE: Duration = Duration::from_millis(50);
-        const MOST: usize = 16;
-        if !waits_somewhere(pid) {
+    pub fn read<'seen>(tasks: impl Iterator<Item = (i32, &'seen Before)>) -> Self {
+        const PATIENCE: Duration = Duration::from_millis(30);
+        let processors: BTreeSet<i32> =
+            tasks.flat_map(|(tid, before)| [Some(before.processor), processor(tid)]).flatten().collect();
+        let wanted = processors.len();
+        if wanted == 0 {
             return Self::default();
         }
-        let Ok(home) = sched_getaffinity(Pid::from_raw(0)) else { return Self::default() };
-        let processors = (0..CpuSet::count()).filter(|&number| home.is_set(number) == Ok(true));
-        let processors: Vec<usize> = processors.take(MOST).collect();
-        let wanted = processors.len();
         let (tell, hear) = mpsc::channel();
         let spawned = std::thread::Builder::new().name("clocks".to_owned()).spawn(move || {
             for processor in processors {
@@ -107,7 +111,7 @@ impl Clocks {
             && let Ok((processor, difference)) =
                 hear.recv_timeout(deadline.saturating_duration_since(Instant::now()))
         {
-            differences.extend(i32::try_from(processor).ok().map(|processor| (processor, difference)));
+            differences.insert(processor, difference);
         }
         Self { differences }
     }
@@ -118,30 +122,13 @@ impl Clocks {
     }
 }
 
-/// Whether a task of a tree sleeps in a call that may have a limit of time.
-fn waits_somewhere(root: i32) -> bool {
-    let mut processes = vec![root];
-    while let Some(pid) = processes.pop() {
-        for tid in read::numbers(pid, "task").unwrap_or_default() {
-            let call = read::file(tid, "syscall").ok().as_deref().and_then(parse_call);
-            if call.is_some_and(|call| call::place(call.number).is_some()) {
-                return true;
-            }
-            let children = read::file(pid, &format!("task/{tid}/children")).unwrap_or_default();
-            let children = String::from_utf8_lossy(&children).into_owned();
-            processes.extend(children.split_ascii_whitespace().filter_map(|word| word.parse::<i32>().ok()));
-        }
-    }
-    false
-}
-
 /// Goes to a processor and reads its clock: that of the moment at which we came there.
-fn compare(processor: usize) -> Option<i64> {
+fn compare(processor: i32) -> Option<i64> {
     const WANTED: usize = 3;
     const TRIES: usize = 16;
     const SLEEP: Duration = Duration::from_micros(20);
     let mut there = CpuSet::new();
-    there.set(processor).ok()?;
+    there.set(usize::try_from(processor).ok()?).ok()?;
     sched_setaffinity(Pid::from_raw(0), &there).ok()?;
     let mut differences = Vec::with_capacity(WANTED);
     let mut before = own()?.evictions;

@@ -21,7 +21,7 @@ const CALLS_A_BATCH: usize = 512;
 /// Adds the building of every memory, except of those that [`early`] names.
 ///
 /// # Errors
-/// [`code::IMAGE_BAD`](crate::error::code::IMAGE_BAD).
+/// [`code::IMAGE_BAD`].
 pub fn plan(image: &Image, plan: &mut Plan) -> Result<()> {
     let plans = memories(image)?;
     let early = early(&plans);
@@ -62,7 +62,7 @@ pub fn early(plans: &BTreeMap<TaskId, MemoryPlan>) -> Vec<TaskId> {
 /// What is to be built, by the first process of each memory.
 ///
 /// # Errors
-/// [`code::IMAGE_BAD`](crate::error::code::IMAGE_BAD).
+/// [`code::IMAGE_BAD`].
 pub fn memories(image: &Image) -> Result<BTreeMap<TaskId, MemoryPlan>> {
     let processes = crate::image::all::<Process>(image)?;
     let maps = maps(image)?;
@@ -154,7 +154,7 @@ type Maps = BTreeMap<MemoryId, (Option<Layout>, Vec<Mapping>)>;
 /// The mappings of every memory in the image.
 ///
 /// # Errors
-/// [`code::IMAGE_BAD`](crate::error::code::IMAGE_BAD).
+/// [`code::IMAGE_BAD`].
 pub fn maps(image: &Image) -> Result<Maps> {
     let mut maps = Maps::new();
     for record in crate::image::all::<ProcessMap>(image)? {

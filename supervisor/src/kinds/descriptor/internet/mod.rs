@@ -3,7 +3,7 @@
 //! - **Saved**: TCP sockets that listen, are bound, or nothing yet; TCP connections: with both ends in the tree
 //!   ([`pair`]), in the backlog of a listener of the tree, with a peer outside ([`revive`]), and those that are over, as
 //!   servers have them for a moment when a client has left ([`over`]); UDP, UDP-Lite and ICMP sockets with the datagrams
-//!   that wait ([`datagrams`]); raw and netlink sockets; their options and backlog.
+//!   that wait; raw and netlink sockets; their options and backlog.
 //! - **Held**: between dump and restore the packets of connections with a peer outside are dropped by a firewall table
 //!   of ours ([`hold`]), so that the kernel does not answer the peer with a reset.
 //! - **Refused**: connections from outside of the tree that wait to be accepted, and data in those from inside;
