@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::harness::case::Case;
 use crate::harness::process::{alive, spawn, until};
-use crate::harness::programs::{free_port, http_get, need_program, redis};
+use crate::harness::programs::{free_port, http_get, need_program, nginx_configuration, redis};
 use crate::harness::{Outcome, Topic, ensure, fail, need_root};
 
 pub(crate) const TOPIC: Topic = Topic {
@@ -86,14 +86,7 @@ fn redis_server() -> Outcome {
 }
 
 fn configuration(port: u16) -> String {
-    let temporary = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"];
-    let temporary: String = temporary.map(|name| format!("{name}_temp_path {name};\n")).concat();
-    format!(
-        "daemon off; user nobody nogroup; worker_processes 2; pid nginx.pid; error_log error.log;\n\
-         events {{ worker_connections 512; }}\n\
-         http {{ access_log off; keepalive_timeout 600; {temporary}\n\
-         server {{ listen 127.0.0.1:{port}; location / {{ return 200 \"a word\\n\"; }} }} }}\n"
-    )
+    nginx_configuration(port, 512, "access_log off; keepalive_timeout 600;", "a word")
 }
 
 fn nginx() -> Outcome {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::harness::Topic;
 use crate::harness::case::two_rounds;
-use crate::stage::kernel::{block, check, pipe, put, signal_set, take, timespec};
+use crate::stage::kernel::{block, check, pipe, put, ready, signal_set, take, timespec};
 use crate::stage::{Stage, verify};
 
 pub(crate) const TOPIC: Topic = Topic {
@@ -22,16 +22,6 @@ fn control(set: i32, operation: i32, descriptor: i32, events: i32, data: u64) ->
     let mut event = libc::epoll_event { events: events as u32, u64: data };
     // SAFETY: a valid event.
     check(unsafe { libc::epoll_ctl(set, operation, descriptor, &raw mut event) })
-}
-
-/// The data of all events that are there now, sorted.
-fn ready(set: i32) -> Vec<u64> {
-    let mut events = [libc::epoll_event { events: 0, u64: 0 }; 16];
-    // SAFETY: room for sixteen events.
-    let count = unsafe { libc::epoll_wait(set, events.as_mut_ptr(), 16, 0) };
-    let mut data: Vec<u64> = events[..count.max(0) as usize].iter().map(|event| event.u64).collect();
-    data.sort_unstable();
-    data
 }
 
 fn epoll(stage: Stage) {

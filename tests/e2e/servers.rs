@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::harness::case::Case;
 use crate::harness::process::{alive, children, signal, spawn, until};
-use crate::harness::programs::{free_port, http_get, need_program, redis};
+use crate::harness::programs::{free_port, http_get, need_program, nginx_configuration, redis};
 use crate::harness::{Outcome, Topic, ensure, need_root};
 
 pub(crate) const TOPIC: Topic =
@@ -55,14 +55,7 @@ fn redis_server() -> Outcome {
 
 /// A configuration that answers with a word.
 fn configuration(port: u16, word: &str) -> String {
-    let temporary = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"];
-    let temporary: String = temporary.map(|name| format!("{name}_temp_path {name};\n")).concat();
-    format!(
-        "daemon off; user nobody nogroup; worker_processes 2; pid nginx.pid; error_log error.log;\n\
-         events {{ worker_connections 64; }}\n\
-         http {{ access_log access.log; {temporary}\n\
-         server {{ listen 127.0.0.1:{port}; location / {{ return 200 \"{word}\\n\"; }} }} }}\n"
-    )
+    nginx_configuration(port, 64, "access_log access.log;", word)
 }
 
 fn nginx() -> Outcome {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::harness::case::{Case, text, two_rounds};
 use crate::harness::{Outcome, Topic, ensure, need_root, skip};
-use crate::stage::kernel::{check, clock, fork, pipe, put, take, timespec};
+use crate::stage::kernel::{check, clock, fork, pipe, put, ready, take, timespec};
 use crate::stage::{Stage, verify};
 
 pub(crate) const TOPIC: Topic = Topic {
@@ -185,16 +185,6 @@ fn inotify_events_that_wait() -> Outcome {
         case.ask()?;
     }
     case.finish(root)
-}
-
-/// Data of all events that are there, in order.
-fn ready(set: i32) -> Vec<u64> {
-    let mut events = [libc::epoll_event { events: 0, u64: 0 }; 16];
-    // SAFETY: room for sixteen events.
-    let count = unsafe { libc::epoll_wait(set, events.as_mut_ptr(), 16, 0) };
-    let mut data: Vec<u64> = events[..count.max(0) as usize].iter().map(|event| event.u64).collect();
-    data.sort_unstable();
-    data
 }
 
 fn odd_epoll(stage: Stage) {

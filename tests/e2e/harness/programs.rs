@@ -56,3 +56,15 @@ pub(crate) fn redis(port: u16, command: &str) -> std::io::Result<String> {
 pub(crate) fn http_get(port: u16, path: &str) -> std::io::Result<String> {
     talk(port, &format!("GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n"), |_| false)
 }
+
+/// A configuration of nginx with two workers of another user, which answers with a word. `http` are further settings.
+pub(crate) fn nginx_configuration(port: u16, connections: u32, http: &str, word: &str) -> String {
+    let temporary = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"];
+    let temporary: String = temporary.map(|name| format!("{name}_temp_path {name};\n")).concat();
+    format!(
+        "daemon off; user nobody nogroup; worker_processes 2; pid nginx.pid; error_log error.log;\n\
+         events {{ worker_connections {connections}; }}\n\
+         http {{ {http} {temporary}\n\
+         server {{ listen 127.0.0.1:{port}; location / {{ return 200 \"{word}\\n\"; }} }} }}\n"
+    )
+}

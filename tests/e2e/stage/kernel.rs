@@ -129,3 +129,13 @@ pub(crate) fn handle(
     // SAFETY: the action is fully initialised and its handler is async-signal-safe.
     check(unsafe { libc::sigaction(number, &raw const action, std::ptr::null_mut()) }).unwrap();
 }
+
+/// The data of all events of an epoll set that are there now, sorted.
+pub(crate) fn ready(set: i32) -> Vec<u64> {
+    let mut events = [libc::epoll_event { events: 0, u64: 0 }; 16];
+    // SAFETY: room for sixteen events.
+    let count = unsafe { libc::epoll_wait(set, events.as_mut_ptr(), 16, 0) };
+    let mut data: Vec<u64> = events[..count.max(0) as usize].iter().map(|event| event.u64).collect();
+    data.sort_unstable();
+    data
+}
