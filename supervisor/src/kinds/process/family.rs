@@ -5,7 +5,7 @@ use crate::error::{Error, Result, Subject, code};
 use crate::stub::puppet::{FILE_SYSTEM, FILES, HANDLERS, MEMORY, PARENT};
 use std::collections::{BTreeMap, BTreeSet};
 use vckpt_image_format::record::process::{Living, Process};
-use vckpt_image_format::{DescriptorTableId, MemoryId, TaskId};
+use vckpt_image_format::{DescriptorTableId, FileSystemContextId, MemoryId, TaskId};
 
 /// Which areas are taken in each memory, and how many sockets in each table.
 #[derive(Debug, Default)]
@@ -62,94 +62,136 @@ fn handlers(process: &Process) -> TaskId {
     process.living.as_ref().and_then(|living| living.handlers_of).unwrap_or(process.id)
 }
 
-/// Completes a birth by who makes the process; `before` are those that are made earlier, of `all` in that order.
-///
-/// # Errors
-/// [`code::SHARED_BETWEEN_PROCESSES`] if none can, who has all that is shared.
-pub fn descend(
-    mut birth: Birth,
-    process: &Process,
-    all: &[Process],
-    before: &[Birth],
-    places: &mut Places,
-) -> Result<Birth> {
-    let find = |id: TaskId| all.iter().find(|other| other.id == id);
-    if birth.adopted {
-        return adopt(birth, process, all, places);
-    }
-    let Some(parent) = process.parent.and_then(find) else {
-        complete(&mut birth, process, None, places);
-        return Ok(birth);
-    };
-    let mut makers = vec![(process.parent_thread.unwrap_or(parent.id), parent, 0)];
-    if let Some(living) = &process.living {
-        let is_sibling = |other: &&Birth| {
-            other.parent == birth.parent
-                && other.zombie.is_none()
-                && other.exit_signal == birth.exit_signal
-                && other.before_parents_session == birth.before_parents_session
-        };
-        let siblings = before.iter().filter(is_sibling).filter_map(|other| find(other.id()));
-        let siblings = siblings.filter(|other| other.parent_thread == process.parent_thread);
-        makers.extend(siblings.map(|other| (other.id, other, PARENT)));
-        let with = |other: &Process| {
-            let theirs = other.living.as_ref()?;
-            Some(shared(living, theirs, (handlers(process), handlers(other))))
-        };
-        // All that it shares with anybody who is there before it.
-        let earlier = before.iter().filter_map(|other| find(other.id()));
-        let needed = earlier.filter_map(with).fold(0, |all, flags| all | flags);
-        let fits = |maker: &(TaskId, &Process, u64)| with(maker.1) == Some(needed);
-        let Some(place) = makers.iter().position(fits) else {
-            return Err(impossible(process));
-        };
-        makers.swap(0, place);
-        birth.flags = needed | makers[0].2;
-    }
-    let (maker, _, _) = makers[0];
-    birth.maker = Some(maker);
-    let slot = before.iter().flat_map(members).find(|member| member.id == maker).map(|member| member.slot);
-    let is_copy = birth.flags & MEMORY == 0;
-    if let (Some(own), Some(makers), MEMORY) =
-        (&process.living, &makers[0].1.living, birth.flags & (MEMORY | FILES))
-    {
-        places.reserve(makers.descriptor_table, own.descriptor_table);
-    }
-    complete(&mut birth, process, slot.filter(|_| is_copy), places);
-    Ok(birth)
+/// What is known of the processes of an image while their births are found out, in the order of the image.
+#[derive(Debug)]
+pub struct Family<'image> {
+    by_id: BTreeMap<TaskId, &'image Process>,
+    /// The session of the root, if it is led from outside.
+    pub(super) outside: Option<u32>,
+    /// Who was born, by parent.
+    born: BTreeMap<Option<TaskId>, Vec<Birth>>,
+    /// The areas of all that were born.
+    slots: BTreeMap<TaskId, usize>,
+    memories: BTreeSet<MemoryId>,
+    tables: BTreeSet<DescriptorTableId>,
+    contexts: BTreeSet<FileSystemContextId>,
+    handlers: BTreeSet<TaskId>,
+    /// Areas and sockets.
+    pub places: Places,
 }
 
-/// Completes the birth of a process that comes by the end of another one, from whichever task: in area 0.
-fn adopt(mut birth: Birth, process: &Process, all: &[Process], places: &mut Places) -> Result<Birth> {
-    if let Some(living) = &process.living {
-        let others = all.iter().filter(|other| other.id != process.id && is_before(other, process, all));
+impl<'image> Family<'image> {
+    /// Nobody is born.
+    #[must_use]
+    pub fn new(all: &'image [Process]) -> Self {
+        Self {
+            by_id: all.iter().map(|process| (process.id, process)).collect(),
+            outside: super::plan::outside(all),
+            born: BTreeMap::new(),
+            slots: BTreeMap::new(),
+            memories: BTreeSet::new(),
+            tables: BTreeSet::new(),
+            contexts: BTreeSet::new(),
+            handlers: BTreeSet::new(),
+            places: Places::default(),
+        }
+    }
+
+    /// A process by its ID.
+    #[must_use]
+    pub fn find(&self, id: TaskId) -> Option<&'image Process> {
+        self.by_id.get(&id).copied()
+    }
+
+    /// Completes a birth by who makes the process: one of those that came before.
+    ///
+    /// # Errors
+    /// [`code::SHARED_BETWEEN_PROCESSES`] if none can, who has all that is shared.
+    pub fn descend(&mut self, mut birth: Birth, process: &Process) -> Result<Birth> {
+        let needed = process.living.as_ref().map_or(0, |living| self.shared_before(process, living));
+        let parent = process.parent.and_then(|parent| self.find(parent));
+        if birth.adopted {
+            // It comes by the end of another process, from whichever task: in area 0.
+            if needed != 0 {
+                return Err(impossible(process));
+            }
+            self.complete(&mut birth, process, Some(0));
+        } else if let Some(parent) = parent {
+            let (maker, by, flags) =
+                self.maker(&birth, process, parent, needed).ok_or_else(|| impossible(process))?;
+            birth.flags = flags;
+            birth.maker = Some(maker);
+            let slot = self.slots.get(&maker).copied();
+            if let (Some(own), Some(makers), MEMORY) = (&process.living, &by.living, flags & (MEMORY | FILES))
+            {
+                self.places.reserve(makers.descriptor_table, own.descriptor_table);
+            }
+            let is_copy = flags & MEMORY == 0;
+            self.complete(&mut birth, process, slot.filter(|_| is_copy));
+        } else {
+            self.complete(&mut birth, process, None);
+        }
+        self.born.entry(birth.parent).or_default().push(birth.clone());
+        Ok(birth)
+    }
+
+    /// All that a process shares with anybody who is there before it.
+    fn shared_before(&self, process: &Process, living: &Living) -> u64 {
+        let flag = |is_shared: bool, flag| if is_shared { flag } else { 0 };
+        flag(self.memories.contains(&living.memory), MEMORY)
+            | flag(self.tables.contains(&living.descriptor_table), FILES)
+            | flag(self.contexts.contains(&living.file_system_context), FILE_SYSTEM)
+            | flag(self.handlers.contains(&handlers(process)), HANDLERS)
+    }
+
+    /// The task that makes a process, the process of that task, and the flags with which it does: the parent, or else a
+    /// sibling that shares with it just what is needed.
+    fn maker(
+        &self,
+        birth: &Birth,
+        process: &Process,
+        parent: &'image Process,
+        needed: u64,
+    ) -> Option<(TaskId, &'image Process, u64)> {
+        let by_parent = (process.parent_thread.unwrap_or(parent.id), parent);
+        let Some(living) = &process.living else {
+            return Some((by_parent.0, parent, 0));
+        };
         let shares = |other: &Process| {
             let theirs = other.living.as_ref()?;
             Some(shared(living, theirs, (handlers(process), handlers(other))))
         };
-        if others.filter_map(shares).any(|flags| flags != 0) {
-            return Err(impossible(process));
+        if shares(parent) == Some(needed) {
+            return Some((by_parent.0, parent, needed));
         }
+        let is_made_like = |other: &&Birth| {
+            other.zombie.is_none()
+                && other.exit_signal == birth.exit_signal
+                && other.before_parents_session == birth.before_parents_session
+        };
+        let siblings = self.born.get(&birth.parent).into_iter().flatten().filter(is_made_like);
+        let mut siblings = siblings.filter_map(|other| self.find(other.id()));
+        let fits =
+            |other: &&Process| other.parent_thread == process.parent_thread && shares(other) == Some(needed);
+        siblings.find(fits).map(|sibling| (sibling.id, sibling, needed | PARENT))
     }
-    complete(&mut birth, process, Some(0), places);
-    Ok(birth)
-}
 
-/// Whether a process comes before another one in the image.
-fn is_before(one: &Process, other: &Process, all: &[Process]) -> bool {
-    let place = |process: &Process| all.iter().position(|found| found.id == process.id);
-    place(one) < place(other)
-}
-
-/// Gives the tasks of a process their areas and sockets; `slot` is the area that the leader has from who makes it.
-fn complete(birth: &mut Birth, process: &Process, slot: Option<usize>, places: &mut Places) {
-    let Some(living) = &process.living else {
-        birth.leader.slot = slot.unwrap_or(0);
-        return;
-    };
-    let mut tasks = process.tasks().into_iter();
-    birth.leader = places.member(tasks.next().unwrap_or(process.id), living, slot);
-    birth.others = tasks.map(|id| places.member(id, living, None)).collect();
+    /// Gives the tasks of a process their areas and sockets; `slot` is the area that the leader has from who makes it.
+    fn complete(&mut self, birth: &mut Birth, process: &Process, slot: Option<usize>) {
+        if let Some(living) = &process.living {
+            let mut tasks = process.tasks().into_iter();
+            let leader = tasks.next().unwrap_or(process.id);
+            birth.leader = self.places.member(leader, living, slot);
+            birth.others = tasks.map(|id| self.places.member(id, living, None)).collect();
+            self.memories.insert(living.memory);
+            self.tables.insert(living.descriptor_table);
+            self.contexts.insert(living.file_system_context);
+            self.handlers.insert(handlers(process));
+        } else {
+            birth.leader.slot = slot.unwrap_or(0);
+        }
+        self.slots.extend(members(birth).map(|member| (member.id, member.slot)));
+    }
 }
 
 fn members(birth: &Birth) -> impl Iterator<Item = Member> {
@@ -168,7 +210,7 @@ fn impossible(process: &Process) -> Box<Error> {
 /// Areas and sockets for all tasks of an image.
 ///
 /// # Errors
-/// As [`descend`].
+/// As [`Family::descend`].
 pub fn places(processes: &[Process]) -> Result<Places> {
     Ok(super::plan::births(processes, &[])?.1)
 }
@@ -180,7 +222,10 @@ pub fn places(processes: &[Process]) -> Result<Places> {
 pub fn adopted(processes: &[Process]) -> Result<(BTreeSet<TaskId>, Vec<TaskId>)> {
     let births = super::plan::births(processes, &[])?.0;
     let adoptions = super::sessions::adoptions(&births, processes)?;
-    let groups = super::groups::without_leaders(processes).into_iter().map(|group| TaskId(group.group));
+    let groups = super::groups::Groups::new(processes)
+        .without_leaders(processes)
+        .into_iter()
+        .map(|group| TaskId(group.group));
     let temporary = super::sessions::temporary(&adoptions).chain(groups).collect();
     Ok((adoptions.iter().map(|adoption| adoption.child).collect(), temporary))
 }

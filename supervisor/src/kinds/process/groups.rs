@@ -1,6 +1,6 @@
 //! Process groups: who founds and who joins them, also those whose leader has ended or left.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use vckpt_image_format::TaskId;
 use vckpt_image_format::record::process::Process;
 
@@ -13,35 +13,51 @@ pub struct Leaderless {
     pub member: TaskId,
 }
 
-/// The group that a process founds or joins; none: the one it was born into.
-pub(super) fn joins(process: &Process, all: &[Process]) -> Option<u32> {
-    let group = process.process_group;
-    if process.session == process.id.0
-        || is_outside(process, all)
-        || group == process.session && is_gone(group, all)
-    {
-        return None;
-    }
-    Some(group)
+/// Whom a group can be founded by.
+#[derive(Debug)]
+pub(super) struct Groups {
+    processes: BTreeSet<u32>,
+    /// The group of the root.
+    of_root: Option<u32>,
 }
 
-/// The groups of the tree that nobody in it can found.
-pub(super) fn without_leaders(all: &[Process]) -> Vec<Leaderless> {
-    let mut found = BTreeMap::new();
-    for process in all {
-        if let Some(group) = joins(process, all).filter(|&group| is_gone(group, all)) {
-            found.entry(group).or_insert(process.id);
+impl Groups {
+    pub(super) fn new(all: &[Process]) -> Self {
+        Self {
+            processes: all.iter().map(|process| process.id.0).collect(),
+            of_root: all.first().map(|root| root.process_group),
         }
     }
-    found.into_iter().map(|(group, member)| Leaderless { group, member }).collect()
-}
 
-/// The group of the root, which is led from outside: that of whoever restores. 0 is one of another namespace.
-fn is_outside(process: &Process, all: &[Process]) -> bool {
-    let group = process.process_group;
-    group == 0 || is_gone(group, all) && all.first().is_some_and(|root| root.process_group == group)
-}
+    /// The group that a process founds or joins; none: the one it was born into.
+    pub(super) fn joins(&self, process: &Process) -> Option<u32> {
+        let group = process.process_group;
+        if process.session == process.id.0
+            || self.is_outside(group)
+            || group == process.session && self.is_gone(group)
+        {
+            return None;
+        }
+        Some(group)
+    }
 
-fn is_gone(id: u32, all: &[Process]) -> bool {
-    all.iter().all(|other| other.id.0 != id)
+    /// The groups of the tree that nobody in it can found.
+    pub(super) fn without_leaders(&self, all: &[Process]) -> Vec<Leaderless> {
+        let mut found = BTreeMap::new();
+        for process in all {
+            if let Some(group) = self.joins(process).filter(|&group| self.is_gone(group)) {
+                found.entry(group).or_insert(process.id);
+            }
+        }
+        found.into_iter().map(|(group, member)| Leaderless { group, member }).collect()
+    }
+
+    /// The group of the root, which is led from outside: that of whoever restores. 0 is one of another namespace.
+    fn is_outside(&self, group: u32) -> bool {
+        group == 0 || self.is_gone(group) && self.of_root == Some(group)
+    }
+
+    fn is_gone(&self, id: u32) -> bool {
+        !self.processes.contains(&id)
+    }
 }

@@ -1,13 +1,14 @@
 //! Planning processes: in which order they are made, and what each does on the way.
 
-use super::family::{self, Places};
+use super::family::{Family, Places};
+use super::groups::Groups;
 use super::make::{Birth, MakeProcesses, Member, SetValue};
-use super::{groups, sessions};
+use super::sessions;
 use crate::error::{Problems, Result};
 use crate::kinds::memory::plan::{early, memories};
 use crate::plan::{Plan, Stage};
 use crate::stub::batch::Batch;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use vckpt_image_format::TaskId;
 use vckpt_image_format::reader::Image;
 use vckpt_image_format::record::process::Process;
@@ -25,7 +26,7 @@ pub fn plan(image: &Image, plan: &mut Plan) -> Result<()> {
     memories.retain(|process, _| early.contains(process));
     let births = births(&processes, &states)?.0;
     let adoptions = sessions::adoptions(&births, &processes)?;
-    let groups = groups::without_leaders(&processes);
+    let groups = Groups::new(&processes).without_leaders(&processes);
     plan.action(
         Stage::Tasks,
         MakeProcesses {
@@ -49,40 +50,45 @@ pub fn plan(image: &Image, plan: &mut Plan) -> Result<()> {
 pub fn births(processes: &[Process], states: &[ProcessStatus]) -> Result<(Vec<Birth>, Places)> {
     let mut problems = Problems::new();
     let mut births: Vec<Birth> = Vec::new();
-    let mut places = Places::default();
+    let mut family = Family::new(processes);
+    let groups = Groups::new(processes);
+    let states: BTreeMap<TaskId, &ProcessStatus> =
+        states.iter().map(|status| (status.process, status)).collect();
     for process in processes {
-        let status = states.iter().find(|status| status.process == process.id);
-        let birth = birth(process, processes, status);
-        let birth = family::descend(birth, process, processes, &births, &mut places);
-        births.extend(problems.take(birth));
+        let status = states.get(&process.id).copied();
+        let birth = birth(process, &family, groups.joins(process), status);
+        births.extend(problems.take(family.descend(birth, process)));
     }
     problems.finish()?;
     let makers: BTreeSet<TaskId> = births.iter().filter_map(|birth| birth.maker).collect();
     for birth in &mut births {
         birth.others_early = birth.others.iter().any(|other| makers.contains(&other.id));
     }
-    Ok((births, places))
+    Ok((births, family.places))
 }
 
 /// How a process comes into the world.
-fn birth(process: &Process, all: &[Process], status: Option<&ProcessStatus>) -> Birth {
-    let find = |id: u32| all.iter().find(|other| other.id.0 == id);
-    let parent = process.parent.and_then(|parent| find(parent.0));
+fn birth(
+    process: &Process,
+    family: &Family<'_>,
+    joins_group: Option<u32>,
+    status: Option<&ProcessStatus>,
+) -> Birth {
+    let parent = process.parent.and_then(|parent| family.find(parent));
     let founds_session = process.session == process.id.0;
     // Its parent, and that one's session, came by the end of another process.
     let mut adopted = false;
     let before_parents_session = match parent {
         Some(parent) if !founds_session && process.session != parent.session => {
             // It was born before its parent founded a session of its own: its session is what the parent had then.
-            let inherited = parent.parent.and_then(|grandparent| find(grandparent.0));
-            let had = inherited.map_or_else(|| outside(all), |grandparent| Some(grandparent.session));
+            let inherited = parent.parent.and_then(|grandparent| family.find(grandparent));
+            let had = inherited.map_or_else(|| family.outside, |grandparent| Some(grandparent.session));
             let before = parent.session == parent.id.0 && had == Some(process.session);
             adopted = !before;
             before
         }
         _ => false,
     };
-    let joins_group = groups::joins(process, all);
     let (zombie, stopped) = match status.map(|status| status.state) {
         Some(State::Zombie { status }) => (Some(status), None),
         Some(State::Stopped { signal }) => (None, Some(signal.cast_signed())),

@@ -48,7 +48,10 @@ pub(super) fn adoptions(births: &[Birth], all: &[Process]) -> Result<Vec<Adoptio
 
 /// What is made so far.
 struct Tree<'image> {
-    births: &'image [Birth],
+    /// Who needs no adoption, by parent.
+    children: BTreeMap<TaskId, Vec<TaskId>>,
+    /// Those whose puppet is where that of an adopted one is to be.
+    in_first_area: BTreeSet<TaskId>,
     processes: BTreeMap<TaskId, &'image Process>,
     /// The session of the root, if it is led from outside.
     outside: Option<u32>,
@@ -65,8 +68,16 @@ impl<'image> Tree<'image> {
             let tasks = process.tasks().into_iter().map(|task| task.0);
             tasks.chain([process.id.0, process.process_group, process.session])
         });
+        let mut children: BTreeMap<TaskId, Vec<TaskId>> = BTreeMap::new();
+        for birth in births.iter().filter(|birth| !birth.adopted) {
+            if let Some(parent) = birth.parent {
+                children.entry(parent).or_default().push(birth.id());
+            }
+        }
+        let in_first_area = births.iter().filter(|birth| birth.leader.slot == 0).map(Birth::id).collect();
         Self {
-            births,
+            children,
+            in_first_area,
             processes: all.iter().map(|process| (process.id, process)).collect(),
             outside: outside(all),
             made: BTreeSet::new(),
@@ -80,27 +91,23 @@ impl<'image> Tree<'image> {
         let mut queue: VecDeque<TaskId> = first.into_iter().collect();
         while let Some(id) = queue.pop_front() {
             self.made.insert(id);
-            let children = self.births.iter().filter(|birth| birth.parent == Some(id) && !birth.adopted);
-            queue.extend(children.map(Birth::id));
+            queue.extend(self.children.get(&id).into_iter().flatten());
         }
     }
 
     /// The next adoption that can be made.
     fn next(&mut self) -> Option<Adoption> {
-        let found = self.pending.iter().find_map(|birth| {
-            let parent = birth.parent.filter(|parent| self.made.contains(parent))?;
-            let session = self.processes.get(&birth.id())?.session;
-            let from = self.member(session, parent);
-            // Without a member it is one whose leader has ended.
-            let founds = from.is_none();
-            let is_free = !self.processes.contains_key(&TaskId(session)) && self.outside != Some(session);
-            (!founds || is_free && !self.exists(session) && self.has_first_area(parent)).then_some((
-                birth.id(),
-                from.unwrap_or(parent),
-                founds,
-                session,
-            ))
-        });
+        let found =
+            self.pending.iter().find_map(|birth| {
+                let parent = birth.parent.filter(|parent| self.made.contains(parent))?;
+                let session = self.processes.get(&birth.id())?.session;
+                let from = self.member(session, parent);
+                // Without a member it is one whose leader has ended.
+                let founds = from.is_none();
+                let is_free = !self.processes.contains_key(&TaskId(session)) && self.outside != Some(session);
+                (!founds || is_free && !self.exists(session) && self.in_first_area.contains(&parent))
+                    .then_some((birth.id(), from.unwrap_or(parent), founds, session))
+            });
         let (child, from, founds, session) = found?;
         let temporary = if founds { session } else { self.unused };
         self.unused += u32::from(!founds);
@@ -112,12 +119,7 @@ impl<'image> Tree<'image> {
         let is_member =
             |id: &&TaskId| self.processes.get(id).is_some_and(|process| process.session == session);
         let mut members = self.made.iter().filter(is_member);
-        members.find(|&&id| self.is_below(id, above) && self.has_first_area(id)).copied()
-    }
-
-    /// Whether the puppet of a process is where that of an adopted one is to be.
-    fn has_first_area(&self, id: TaskId) -> bool {
-        self.births.iter().any(|birth| birth.id() == id && birth.leader.slot == 0)
+        members.find(|&&id| self.is_below(id, above) && self.in_first_area.contains(&id)).copied()
     }
 
     fn exists(&self, session: u32) -> bool {
