@@ -63,9 +63,8 @@ impl Program {
     /// Starts `sleep` and waits until it sleeps.
     pub(crate) fn sleep() -> Outcome<Self> {
         let program = Self::start(Command::new("setsid").args(["sleep", "100000"]))?;
-        let call = format!("/proc/{}/syscall", program.pid);
-        // The number of clock_nanosleep(2).
-        until(|| Ok(fs::read_to_string(&call)?.starts_with("230 ").then_some(())))?;
+        let pid = u32::try_from(program.pid.as_raw())?;
+        until(|| Ok(sleeps(pid).then_some(())))?;
         Ok(program)
     }
 
@@ -85,6 +84,19 @@ impl Program {
     /// Its process ID.
     pub(crate) fn pid(&self) -> Pid {
         self.pid
+    }
+
+    /// The wall time of `vckpt dump`, which ends it, and how long it stood still in that.
+    pub(crate) fn dump_and_tell(&self, image: &Path) -> Outcome<(Duration, Duration)> {
+        let _ = fs::remove_file(image);
+        let mut command = vckpt();
+        let begin = Instant::now();
+        let output = said(command.args(["dump", "--json", "-o"]).arg(image).arg(self.pid.to_string()))?;
+        let time = begin.elapsed();
+        reap()?;
+        let frozen = output.lines().find_map(|line| line.trim().strip_prefix("\"frozen_ms\": "));
+        let frozen: f64 = frozen.ok_or("a dump says how long it froze")?.trim_end_matches(',').parse()?;
+        Ok((time, Duration::from_secs_f64(frozen / 1000.0)))
     }
 
     /// The wall time of `vckpt dump`, which ends it.
@@ -116,15 +128,25 @@ pub(crate) fn vckpt() -> Command {
 
 /// Runs a command to its end; the time it took.
 pub(crate) fn run(command: &mut Command) -> Outcome<Duration> {
-    command.stdin(Stdio::null());
     let begin = Instant::now();
-    let output = command.output()?;
-    let time = begin.elapsed();
+    said(command)?;
+    Ok(begin.elapsed())
+}
+
+/// Runs a command to its end; what it says.
+fn said(command: &mut Command) -> Outcome<String> {
+    let output = command.stdin(Stdio::null()).output()?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         return Err(format!("{command:?} failed ({}):\n{said}", output.status).into());
     }
-    Ok(time)
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+/// Whether a process waits in clock_nanosleep(2).
+pub(crate) fn sleeps(pid: u32) -> bool {
+    let call = fs::read_to_string(format!("/proc/{pid}/syscall"));
+    call.is_ok_and(|call| call.starts_with("230 "))
 }
 
 /// Waits for the end of every child that has ended or is about to.

@@ -369,7 +369,7 @@ fn free_borrowers(tree: &mut StoppedTree, moving: &mut BTreeMap<i32, (i32, Runni
             .collect();
         for child in children {
             if tree.tasks.contains_key(&child)
-                && process::same(Compare::Memory, waiter, child, 0, 0) == Ok(true)
+                && process::order(Compare::Memory, waiter, child) == Ok(std::cmp::Ordering::Equal)
                 && let Some(task) = tree.tasks.remove(&child)
             {
                 moving.insert(child, (task.pid, task.stopped.resume(0)?));

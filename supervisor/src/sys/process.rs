@@ -70,24 +70,27 @@ pub enum Compare {
     SemaphoreUndo = 6,
 }
 
-/// Whether two tasks share something. For [`Compare::File`] the last two are descriptors, else 0.
-///
-/// # Errors
-/// See kcmp(2).
-pub fn same(kind: Compare, first: i32, second: i32, first_index: u64, second_index: u64) -> Result<bool> {
-    // SAFETY: plain numbers; the kernel checks them.
-    let result =
-        unsafe { libc::syscall(libc::SYS_kcmp, first, second, kind as i32, first_index, second_index) };
-    Errno::result(result).map(|order| order == 0)
-}
-
 /// The order of what two tasks have, by the kernel's secret sorting: equal if they share it. Not for [`Compare::File`].
 ///
 /// # Errors
 /// See kcmp(2).
 pub fn order(kind: Compare, first: i32, second: i32) -> Result<std::cmp::Ordering> {
+    ordered(kind, (first, 0), (second, 0))
+}
+
+/// The order of the open file descriptions of two descriptors, each of a task, by the kernel's secret sorting.
+///
+/// # Errors
+/// See kcmp(2).
+pub fn order_of_files(first: (i32, i32), second: (i32, i32)) -> Result<std::cmp::Ordering> {
+    ordered(Compare::File, first, second)
+}
+
+fn ordered(kind: Compare, first: (i32, i32), second: (i32, i32)) -> Result<std::cmp::Ordering> {
+    let indexes = (i64::from(first.1), i64::from(second.1));
     // SAFETY: plain numbers; the kernel checks them.
-    let result = unsafe { libc::syscall(libc::SYS_kcmp, first, second, kind as i32, 0, 0) };
+    let result =
+        unsafe { libc::syscall(libc::SYS_kcmp, first.0, second.0, kind as i32, indexes.0, indexes.1) };
     Ok(match Errno::result(result)? {
         0 => std::cmp::Ordering::Equal,
         1 => std::cmp::Ordering::Less,

@@ -11,7 +11,8 @@ use crate::proc::locks::LockLine;
 use crate::proc::read;
 use crate::records::Records;
 use crate::sys::file;
-use crate::sys::process::{Compare, same};
+use crate::sys::process::order_of_files;
+use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::os::fd::AsFd;
@@ -38,7 +39,8 @@ pub struct SeenLock {
 /// Every descriptor that can't be kept, at once.
 pub fn observe(frozen: &mut Frozen, records: &mut Records) -> Result<()> {
     let mut problems = Problems::new();
-    let mut search = Search { opened: Vec::new(), candidates: HashMap::new(), locks: Vec::new() };
+    let mut search =
+        Search { opened: Vec::new(), candidates: HashMap::new(), locks: Vec::new(), ours: ours(frozen) };
     for (index, process) in frozen.processes.iter().enumerate() {
         if process.threads.is_empty() || process.shares.descriptors != process.index {
             continue;
@@ -96,16 +98,26 @@ type Key = (OsString, u64, u32, u64);
 
 struct Search {
     opened: Vec<Opened>,
+    /// In the kernel's order.
     candidates: HashMap<Key, Vec<usize>>,
     locks: Vec<SeenLock>,
+    ours: HashMap<u32, Vec<i32>>,
+}
+
+/// The descriptors of stubs, by table: the index of the process that stands for all who have it.
+fn ours(frozen: &Frozen) -> HashMap<u32, Vec<i32>> {
+    let mut ours: HashMap<u32, Vec<i32>> = HashMap::new();
+    for process in &frozen.processes {
+        let descriptors = process.threads.iter().flat_map(|thread| thread.agent.descriptors());
+        ours.entry(process.shares.descriptors).or_default().extend(descriptors);
+    }
+    ours
 }
 
 impl Search {
     /// The table of a process; its new descriptions are added.
     fn table(&mut self, frozen: &Frozen, index: usize, process: &FrozenProcess) -> Result<DescriptorTable> {
-        let sharing = frozen.processes.iter().filter(|other| other.shares.descriptors == process.index);
-        let threads = sharing.flat_map(|process| &process.threads);
-        let ours: Vec<i32> = threads.flat_map(|thread| thread.agent.descriptors()).collect();
+        let ours = self.ours.remove(&process.index).unwrap_or_default();
         let mut problems = Problems::new();
         let mut descriptors = Vec::new();
         for number in read::numbers(process.view, "fd")? {
@@ -140,19 +152,23 @@ impl Search {
         let text = read::file(pid, &format!("fdinfo/{number}"))?;
         let info = fdinfo::parse(&String::from_utf8_lossy(&text));
         let key = (link.clone(), info.inode, info.flags & !CLOSE_ON_EXEC, info.position);
-        for &place in self.candidates.get(&key).into_iter().flatten() {
-            let opened = &mut self.opened[place];
+        let candidates = self.candidates.entry(key.clone()).or_default();
+        let found = search_by(candidates, |&place| {
+            let opened = &self.opened[place];
             let first = opened.holders[0];
-            let numbers = (u64::from(first.number.cast_unsigned()), u64::from(number.cast_unsigned()));
-            let is_same = same(Compare::File, first.pid, pid, numbers.0, numbers.1)
-                .map_err(|errno| opened.failed("comparing two descriptors", errno))?;
-            if is_same {
-                opened.holders.push(holder);
+            order_of_files((first.pid, first.number), (pid, number))
+                .map_err(|errno| opened.failed("comparing two descriptors", errno))
+        })?;
+        let rank = match found {
+            Ok(rank) => {
+                let place = candidates[rank];
+                self.opened[place].holders.push(holder);
                 return Ok((place, info));
             }
-        }
+            Err(rank) => rank,
+        };
         let opened = self.open(frozen, process, holder, link.into(), info.clone())?;
-        self.candidates.entry(key).or_default().push(self.opened.len());
+        self.candidates.entry(key).or_default().insert(rank, self.opened.len());
         self.opened.push(opened);
         Ok((self.opened.len() - 1, info))
     }
@@ -187,6 +203,21 @@ impl Search {
         }
         Ok(opened)
     }
+}
+
+/// [`slice::binary_search_by`] with comparisons that may fail.
+fn search_by<T>(
+    sorted: &[T],
+    mut compare: impl FnMut(&T) -> Result<Ordering>,
+) -> Result<Result<usize, usize>> {
+    let mut failure = None;
+    let found = sorted.binary_search_by(|item| {
+        compare(item).unwrap_or_else(|error| {
+            failure.get_or_insert(error);
+            Ordering::Equal
+        })
+    });
+    failure.map_or(Ok(found), Err)
 }
 
 /// Who gets the signals of a description; nobody if that is somebody outside of the tree, who won't be there.
