@@ -15,10 +15,11 @@ impl<const LENGTH: usize> Writer<LENGTH> {
     }
 
     fn put(mut self, field: &[u8]) -> Self {
-        for (place, byte) in self.bytes.iter_mut().skip(self.position).zip(field) {
-            *place = *byte;
+        let end = self.position + field.len();
+        if let Some(place) = self.bytes.get_mut(self.position..end) {
+            place.copy_from_slice(field);
         }
-        self.position += field.len();
+        self.position = end;
         self
     }
 }

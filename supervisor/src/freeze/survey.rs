@@ -68,6 +68,7 @@ pub(super) fn survey(root: i32, tree: StoppedTree) -> Result<Frozen> {
         }
     }
     let mut processes: Vec<FrozenProcess> = Vec::new();
+    let mut places: BTreeMap<i32, usize> = BTreeMap::new();
     for pid in in_tree_order(root, &parents) {
         let index = u32::try_from(processes.len()).unwrap_or(u32::MAX);
         let agents = groups.remove(&pid).unwrap_or_default();
@@ -78,10 +79,11 @@ pub(super) fn survey(root: i32, tree: StoppedTree) -> Result<Frozen> {
         let parent = parents.get(&pid).copied().flatten();
         let process = describe(index, pid, agents, stop_signals.get(&pid).copied());
         let Some(mut process) = problems.take(process) else { continue };
-        let parent = parent.and_then(|parent| processes.iter().find(|process| process.pid == parent));
+        let parent = parent.and_then(|parent| places.get(&parent)).and_then(|&place| processes.get(place));
         process.parent = parent.map(|parent| parent.id);
         process.parent_thread = parent.and_then(|parent| parent_thread(parent, pid));
         refuse(&process, &mut problems);
+        places.insert(pid, processes.len());
         processes.push(process);
     }
     problems.take(sharing::find(&mut processes));
@@ -98,10 +100,16 @@ fn state_of(pid: i32) -> Option<u8> {
 
 /// The processes, parents before their children, children in the order of their IDs.
 fn in_tree_order(root: i32, parents: &BTreeMap<i32, Option<i32>>) -> Vec<i32> {
+    let mut children: BTreeMap<i32, Vec<i32>> = BTreeMap::new();
+    for (&child, &parent) in parents {
+        if let Some(parent) = parent {
+            children.entry(parent).or_default().push(child);
+        }
+    }
     let mut order = vec![root];
     let mut next = 0;
-    while let Some(&pid) = order.get(next) {
-        order.extend(parents.iter().filter(|(_, parent)| **parent == Some(pid)).map(|(&child, _)| child));
+    while let Some(pid) = order.get(next) {
+        order.extend(children.get(pid).into_iter().flatten());
         next += 1;
     }
     order
