@@ -56,6 +56,7 @@ mod paths;
 mod pipes;
 mod ptys;
 mod ranges;
+mod reception;
 mod refusals;
 mod runtimes;
 mod sandbox;
@@ -127,6 +128,7 @@ const TOPICS: &[Topic] = &[
     workloads::TOPIC,
     runtimes::TOPIC,
     databases::TOPIC,
+    reception::TOPIC,
     refusals::TOPIC,
     damaged::TOPIC,
     clocks::TOPIC,

@@ -2,6 +2,7 @@
 //! (`netlink(7)`).
 
 use super::description::Description;
+use super::reception::{Membership, PacketFilter};
 use super::socket_option::SocketOption;
 use super::{Kind, Record};
 use crate::id::{Identity, SocketId};
@@ -29,6 +30,10 @@ pub struct Connection {
     pub state: ConnectionState,
     /// Its options.
     pub options: Vec<SocketOption>,
+    /// The multicast groups that it has joined.
+    pub memberships: Vec<Membership>,
+    /// Its filter.
+    pub filter: Option<PacketFilter>,
 }
 
 /// An address.
@@ -158,7 +163,7 @@ impl Connection {
 
 impl Record for Connection {
     const KIND: Kind = Kind::Connection;
-    const VERSION: u16 = 3;
+    const VERSION: u16 = 4;
 
     fn name(&self) -> String {
         let protocol = match (self.family, self.protocol) {
@@ -226,6 +231,8 @@ impl Record for Connection {
         if shut > 3 {
             return Err(format!("shutdown {shut} is out of range"));
         }
+        self.memberships.iter().try_for_each(Membership::check)?;
+        self.filter.iter().try_for_each(PacketFilter::check)?;
         self.options.iter().try_for_each(SocketOption::check)
     }
 }

@@ -32,6 +32,7 @@ pub mod process_descriptor;
 pub mod process_map;
 pub mod process_status;
 pub mod pseudo_terminal;
+pub mod reception;
 pub mod resource_limit;
 pub mod sandbox;
 pub mod schedule_control;

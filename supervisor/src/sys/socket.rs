@@ -38,6 +38,68 @@ pub fn option_of_length(socket: BorrowedFd<'_>, level: u32, name: u32, most: usi
     Ok(value)
 }
 
+/// An option whose value is also a question: the kernel reads it and writes the answer there.
+///
+/// # Errors
+/// See getsockopt(2).
+pub fn asked_option(socket: BorrowedFd<'_>, level: u32, name: u32, mut value: Vec<u8>) -> Result<Vec<u8>> {
+    let mut length = libc::socklen_t::try_from(value.len()).map_err(|_| Errno::EINVAL)?;
+    let (level, name) = (level.cast_signed(), name.cast_signed());
+    let place = value.as_mut_ptr().cast();
+    // SAFETY: value and length are live, and the length is that of the value.
+    let result = unsafe { libc::getsockopt(socket.as_raw_fd(), level, name, place, &raw mut length) };
+    Errno::result(result)?;
+    value.truncate(length as usize);
+    Ok(value)
+}
+
+/// `SO_GET_FILTER`, which is `SO_ATTACH_FILTER`.
+const FILTER: i32 = libc::SO_ATTACH_FILTER;
+
+/// The instructions of the classic filter of a socket: `struct sock_filter`, 8 bytes each; none without a filter.
+///
+/// # Errors
+/// See socket(7): `EACCES` if it is not a classic one.
+pub fn filter(socket: BorrowedFd<'_>) -> Result<Vec<u8>> {
+    let get = |place: *mut u8, length: &mut libc::socklen_t| {
+        let (file, level) = (socket.as_raw_fd(), libc::SOL_SOCKET);
+        // SAFETY: the length is a live number; there is room for 8 bytes for each instruction that it allows, which
+        // is more than the kernel takes it for.
+        Errno::result(unsafe { libc::getsockopt(file, level, FILTER, place.cast(), length) })
+    };
+    // Asked without room, the kernel gives the number of instructions as the length.
+    let mut count = 0;
+    get(std::ptr::null_mut(), &mut count)?;
+    let mut instructions = vec![0_u8; count as usize * 8];
+    if count > 0 {
+        get(instructions.as_mut_ptr(), &mut count)?;
+        instructions.truncate(count as usize * 8);
+    }
+    Ok(instructions)
+}
+
+/// Attaches a classic filter.
+///
+/// # Errors
+/// See socket(7).
+pub fn set_filter(socket: BorrowedFd<'_>, instructions: &[u8]) -> Result<()> {
+    let mut filter = Vec::new();
+    for bytes in instructions.chunks_exact(8) {
+        let half = |at: usize| u16::from_ne_bytes([bytes[at], bytes[at + 1]]);
+        let k = u32::from_ne_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]);
+        filter.push(libc::sock_filter { code: half(0), jt: bytes[2], jf: bytes[3], k });
+    }
+    let len = u16::try_from(filter.len()).map_err(|_| Errno::EINVAL)?;
+    let program = libc::sock_fprog { len, filter: filter.as_mut_ptr() };
+    let length = libc::socklen_t::try_from(size_of_val(&program)).unwrap_or_default();
+    let place = (&raw const program).cast();
+    // SAFETY: the program and its instructions are live, and the kernel only reads them.
+    let result = unsafe {
+        libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, place, length)
+    };
+    Errno::result(result).map(drop)
+}
+
 /// Sets an option.
 ///
 /// # Errors

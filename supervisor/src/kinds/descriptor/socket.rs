@@ -1,8 +1,7 @@
 //! What sockets of all families have: options, and messages that wait.
 //!
 //! Options are read with `getsockopt(2)`, and set again where a fresh socket has another value: so what was never
-//! changed is never touched. Options that can only be set, such as multicast memberships and attached programs, are not
-//! saved; an attached filter is refused.
+//! changed is never touched. Options that can only be set are not saved.
 
 use super::opened::Opened;
 use crate::error::{Error, Result, code};
@@ -14,6 +13,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd};
 use vckpt_image_format::Text;
 use vckpt_image_format::record::data_queued::Message;
+use vckpt_image_format::record::reception::PacketFilter;
 use vckpt_image_format::record::socket_option::SocketOption;
 
 /// `SOL_SOCKET`.
@@ -23,7 +23,7 @@ const SO_SNDBUF: u32 = libc::SO_SNDBUF.cast_unsigned();
 const SO_RCVBUF: u32 = libc::SO_RCVBUF.cast_unsigned();
 const SO_SNDBUFFORCE: u32 = 32;
 const SO_RCVBUFFORCE: u32 = 33;
-const SO_GET_FILTER: u32 = 26;
+const SO_LOCK_FILTER: u32 = 44;
 /// Which sizes of buffers were set: 1 sending, 2 receiving (kernel 5.14).
 const SO_BUF_LOCK: u32 = 72;
 
@@ -46,17 +46,18 @@ pub const GENERAL: &[(u32, i32)] = &[
     (SOCKET, libc::SO_TIMESTAMPNS),
     (SOCKET, libc::SO_TIMESTAMPING),
     (SOCKET, libc::SO_BUSY_POLL),
+    (SOCKET, libc::SO_RXQ_OVFL),
+    (SOCKET, libc::SO_WIFI_STATUS),
+    (SOCKET, libc::SO_SELECT_ERR_QUEUE),
+    (SOCKET, libc::SO_MAX_PACING_RATE),
+    (SOCKET, libc::SO_ZEROCOPY),
+    (SOCKET, libc::SO_TXTIME),
 ];
 
 /// The options of a list that it has; those that its family does not know are left out.
-///
-/// # Errors
-/// [`code::DESCRIPTOR_KIND`] if a filter is attached to it.
-pub fn options(opened: &Opened, wanted: &[(u32, i32)]) -> Result<Vec<SocketOption>> {
+#[must_use]
+pub fn options(opened: &Opened, wanted: &[(u32, i32)]) -> Vec<SocketOption> {
     let file = opened.file.as_fd();
-    if filter_length(file) > 0 {
-        return Err(opened.refuse(code::DESCRIPTOR_KIND, "a socket with a packet filter attached"));
-    }
     let mut options = Vec::new();
     for &(level, name) in GENERAL.iter().chain(wanted) {
         let name = name.cast_unsigned();
@@ -72,17 +73,54 @@ pub fn options(opened: &Opened, wanted: &[(u32, i32)]) -> Result<Vec<SocketOptio
             options.push(SocketOption { level: SOCKET, name, value });
         }
     }
-    Ok(options)
+    options
 }
 
-/// Number of instructions of an attached filter. The kernel gives it as the length if asked with none.
-fn filter_length(file: BorrowedFd<'_>) -> usize {
-    match socket::option(file, SOCKET, SO_GET_FILTER) {
-        Ok(instructions) => instructions.len(),
-        // No room for them: there are some.
-        Err(Errno::EINVAL | Errno::EFAULT) => 1,
-        Err(_) => 0,
+/// The options of a socket that has no others; one with a filter is refused.
+///
+/// # Errors
+/// [`code::DESCRIPTOR_KIND`].
+pub fn options_without_filter(opened: &Opened) -> Result<Vec<SocketOption>> {
+    if filter(opened)?.is_some() {
+        return Err(opened.refuse(code::DESCRIPTOR_KIND, "a unix socket with a packet filter attached"));
     }
+    Ok(options(opened, &[]))
+}
+
+/// The filter of a socket.
+///
+/// # Errors
+/// [`code::DESCRIPTOR_KIND`] for one that the kernel does not give: eBPF.
+pub fn filter(opened: &Opened) -> Result<Option<PacketFilter>> {
+    let file = opened.file.as_fd();
+    match socket::filter(file) {
+        Ok(instructions) if instructions.is_empty() => Ok(None),
+        Ok(instructions) => {
+            let locked = socket::number_option(file, SOCKET, SO_LOCK_FILTER).is_ok_and(|locked| locked != 0);
+            Ok(Some(PacketFilter { instructions, locked }))
+        }
+        // Families without filters.
+        Err(Errno::ENOPROTOOPT | Errno::EOPNOTSUPP) => Ok(None),
+        Err(_) => Err(opened.refuse(
+            code::DESCRIPTOR_KIND,
+            "a socket with an eBPF filter, which the kernel does not give out",
+        )),
+    }
+}
+
+/// Attaches a filter.
+///
+/// # Errors
+/// [`code::DESCRIPTOR_RESTORE`] with the kernel's reason.
+pub fn set_filter(made: BorrowedFd<'_>, filter: &PacketFilter) -> Result<()> {
+    let attach = || -> std::result::Result<(), Errno> {
+        socket::set_filter(made, &filter.instructions)?;
+        if filter.locked {
+            socket::set_option(made, SOCKET, SO_LOCK_FILTER, &1_u32.to_ne_bytes())?;
+        }
+        Ok(())
+    };
+    attach().map_err(|errno| Error::system(code::DESCRIPTOR_RESTORE, "attaching a filter to a socket", errno))
 }
 
 /// Sets the options in which a socket differs.

@@ -3,7 +3,7 @@
 //! - **Saved**: TCP sockets that listen, are bound, or nothing yet; TCP connections: with both ends in the tree
 //!   ([`pair`]), in the backlog of a listener of the tree, with a peer outside ([`revive`]), and those that are over, as
 //!   servers have them for a moment when a client has left ([`over`]); UDP, UDP-Lite and ICMP sockets with the datagrams
-//!   that wait; raw and netlink sockets; their options and backlog.
+//!   that wait; raw and netlink sockets; their options, filters, multicast groups and backlog.
 //! - **Held**: between dump and restore the packets of connections with a peer outside are dropped by a firewall table
 //!   of ours ([`hold`]), so that the kernel does not answer the peer with a reset.
 //! - **Refused**: connections from outside of the tree that wait to be accepted, and data in those from inside;
@@ -11,7 +11,7 @@
 //!   sockets; netlink sockets with messages.
 //! - **Not exact**: the address of the peer of a connection that is over; which error it failed with, since asking for it
 //!   would take it away; packets that wait in raw sockets; errors that wait in UDP sockets.
-//! - **Not saved**: multicast memberships, urgent data, data out of order (the peer sends it again).
+//! - **Not saved**: urgent data, data out of order (the peer sends it again).
 //! - **Kernel**: `TCP_REPAIR` and nf_tables with owned tables (5.12) for peers outside; `TCP_INFO` tells the state, and of
 //!   a listener the backlog; `IP_LOCAL_PORT_RANGE` (6.3) for ports that other connections share.
 
@@ -21,6 +21,7 @@ pub mod hold;
 pub mod observe;
 pub mod over;
 pub mod pair;
+pub mod reception;
 pub mod repair;
 pub mod restore;
 pub mod revive;
@@ -79,6 +80,10 @@ pub fn check(image: &Image, plan: &Plan) -> Result<()> {
             let what = "making a TCP connection again whose peer is outside";
             let error = Error::new(code::PRIVILEGE, what).because("this needs CAP_NET_ADMIN");
             problems.push(error.about(Subject::path(connection.name())));
+        }
+        for membership in &connection.memberships {
+            let found = reception::interface(membership);
+            problems.take(found.map_err(|error| error.about(Subject::path(connection.name()))));
         }
         let Some(Address::Internet(local)) = connection.local else { continue };
         // Those that are over get another address; some are had although this host has them not.
@@ -140,6 +145,15 @@ const IPV6_AUTOFLOWLABEL: i32 = 70;
 const IPV6_DONTFRAG: i32 = 62;
 const IPV6_MINHOPCOUNT: i32 = 73;
 const IP_MULTICAST_ALL: i32 = 49;
+const IP_UNICAST_IF: i32 = 50;
+const IP_RECVFRAGSIZE: i32 = 25;
+const IP_RECVERR_RFC4884: i32 = 26;
+const IPV6_UNICAST_IF: i32 = 76;
+const IPV6_MULTICAST_ALL: i32 = 29;
+const IPV6_RECVERR_RFC4884: i32 = 31;
+const IPV6_RECVPATHMTU: i32 = 60;
+const IPV6_ADDR_PREFERENCES: i32 = 72;
+const TCP_TX_DELAY: i32 = 37;
 /// Of raw sockets of both versions.
 const ICMP_FILTER: i32 = 1;
 const UDP_CORK: i32 = 1;
@@ -183,6 +197,23 @@ const OPTIONS: &[(i32, i32)] = &[
     (libc::IPPROTO_UDP, UDP_GRO),
     (libc::IPPROTO_UDPLITE, UDPLITE_SEND_CSCOV),
     (libc::IPPROTO_UDPLITE, UDPLITE_RECV_CSCOV),
+    (libc::IPPROTO_IP, IP_UNICAST_IF),
+    (libc::IPPROTO_IP, libc::IP_MULTICAST_IF),
+    (libc::IPPROTO_IP, libc::IP_RECVOPTS),
+    (libc::IPPROTO_IP, libc::IP_RETOPTS),
+    (libc::IPPROTO_IP, libc::IP_PASSSEC),
+    (libc::IPPROTO_IP, IP_RECVFRAGSIZE),
+    (libc::IPPROTO_IP, IP_RECVERR_RFC4884),
+    (libc::IPPROTO_IPV6, IPV6_UNICAST_IF),
+    (libc::IPPROTO_IPV6, IPV6_MULTICAST_ALL),
+    (libc::IPPROTO_IPV6, IPV6_RECVERR_RFC4884),
+    (libc::IPPROTO_IPV6, libc::IPV6_RECVRTHDR),
+    (libc::IPPROTO_IPV6, libc::IPV6_RECVHOPOPTS),
+    (libc::IPPROTO_IPV6, libc::IPV6_RECVDSTOPTS),
+    (libc::IPPROTO_IPV6, IPV6_RECVPATHMTU),
+    (libc::IPPROTO_IPV6, libc::IPV6_RECVORIGDSTADDR),
+    (libc::IPPROTO_IPV6, libc::IPV6_FLOWINFO_SEND),
+    (libc::IPPROTO_IPV6, IPV6_ADDR_PREFERENCES),
     (libc::IPPROTO_TCP, libc::TCP_NODELAY),
     (libc::IPPROTO_TCP, libc::TCP_CORK),
     (libc::IPPROTO_TCP, libc::TCP_KEEPIDLE),
@@ -196,6 +227,10 @@ const OPTIONS: &[(i32, i32)] = &[
     (libc::IPPROTO_TCP, libc::TCP_CONGESTION),
     (libc::IPPROTO_TCP, libc::TCP_FASTOPEN),
     (libc::IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT),
+    (libc::IPPROTO_TCP, libc::TCP_THIN_LINEAR_TIMEOUTS),
+    (libc::IPPROTO_TCP, libc::TCP_SAVE_SYN),
+    (libc::IPPROTO_TCP, libc::TCP_INQ),
+    (libc::IPPROTO_TCP, TCP_TX_DELAY),
 ];
 
 /// Options of netlink sockets.

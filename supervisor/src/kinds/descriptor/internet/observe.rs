@@ -1,6 +1,7 @@
 //! Looking at sockets of the internet protocols.
 
 use super::ends::state;
+use super::reception::Groups;
 use super::stream::Streams;
 use super::{BEFORE_BIND, NETLINK_OPTIONS, OPTIONS, parse_address};
 use crate::error::{Problems, Result, code};
@@ -26,15 +27,21 @@ pub fn observe(_walk: &Walk<'_>, opened: &[&Opened], records: &mut Records) -> R
     let mut problems = Problems::new();
     let (streams, hold) = Streams::find(opened, records.close_connections)?;
     records.hold = hold;
+    let groups = Groups::read()?;
     for opened in opened {
-        if let Some(record) = problems.take(connection(opened, &streams, records)) {
+        if let Some(record) = problems.take(connection(opened, &streams, &groups, records)) {
             records.push(record);
         }
     }
     problems.finish()
 }
 
-fn connection(opened: &Opened, streams: &Streams<'_>, records: &mut Records) -> Result<Connection> {
+fn connection(
+    opened: &Opened,
+    streams: &Streams<'_>,
+    groups: &Groups,
+    records: &mut Records,
+) -> Result<Connection> {
     let file = opened.file.as_fd();
     let failed = |errno| opened.failed("looking at a socket", errno);
     let option = |name: i32| socket::number_option(file, SOCKET, name.cast_unsigned()).map_err(failed);
@@ -56,6 +63,9 @@ fn connection(opened: &Opened, streams: &Streams<'_>, records: &mut Records) -> 
             [levels(&[(libc::SOL_SOCKET, libc::SO_REUSEADDR)]), levels(BEFORE_BIND), levels(OPTIONS)].concat()
         }
     };
+    // TCP has no groups, and netlink says its own with its address.
+    let is_datagram = family.cast_signed() != libc::AF_NETLINK && protocol.cast_signed() != libc::IPPROTO_TCP;
+    let memberships = if is_datagram { groups.joined(opened)? } else { Vec::new() };
     Ok(Connection {
         id: identity(opened),
         description: opened.description.clone(),
@@ -65,7 +75,9 @@ fn connection(opened: &Opened, streams: &Streams<'_>, records: &mut Records) -> 
         protocol,
         local: local.filter(is_bound),
         state,
-        options: any_socket::options(opened, &wanted)?,
+        options: any_socket::options(opened, &wanted),
+        memberships,
+        filter: any_socket::filter(opened)?,
     })
 }
 

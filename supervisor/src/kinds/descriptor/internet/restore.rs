@@ -4,6 +4,7 @@ use super::datagrams::{FillAll, FillDatagrams};
 use super::ends::internet;
 use super::over::{MakeOver, SetReuse};
 use super::pair::{End, MakePair, MakeUnaccepted};
+use super::reception::{self, AttachFilter};
 use super::revive::MakeStream;
 use super::{BEFORE_BIND, format_address};
 use crate::error::{Error, Result, Subject, code};
@@ -40,8 +41,11 @@ pub fn plan(image: &Image, plan: &mut Plan) -> Result<()> {
     }
     let mut take = |queue| queues.remove(&queue).unwrap_or_default();
     let (mut others, mut unaccepted, mut pairs) = (Vec::new(), Vec::new(), Vec::new());
-    let (mut reused, mut fills) = (Vec::new(), Vec::new());
+    let (mut reused, mut fills, mut filters) = (Vec::new(), Vec::new(), Vec::new());
     for connection in connections {
+        if connection.filter.is_some() {
+            filters.push(AttachFilter(connection.clone()));
+        }
         match connection.state {
             ConnectionState::Over { ending, .. } => {
                 reused.push(SetReuse(connection.clone()));
@@ -87,6 +91,9 @@ pub fn plan(image: &Image, plan: &mut Plan) -> Result<()> {
     }
     for reuse in reused {
         plan.action(Stage::Descriptors, reuse);
+    }
+    for filter in filters {
+        plan.action(Stage::Descriptors, filter);
     }
     Ok(())
 }
@@ -142,7 +149,7 @@ fn errno(errno: rustix::io::Errno) -> Errno {
 
 impl MakeSocket {
     fn make(&self) -> Result<OwnedFd> {
-        let Connection { family, socket_type, protocol, local, state, options, .. } = &self.0;
+        let Connection { family, socket_type, protocol, local, state, options, memberships, .. } = &self.0;
         let protocol = NonZeroU32::new(*protocol).map(Protocol::from_raw);
         let family = AddressFamily::from_raw(u16::try_from(*family).unwrap_or(u16::MAX));
         let made = rustix::net::socket_with(
@@ -178,6 +185,7 @@ impl MakeSocket {
             }
         }
         any_socket::set_options(made.as_fd(), options)?;
+        reception::join(made.as_fd(), memberships)?;
         Ok(made)
     }
 

@@ -112,7 +112,7 @@ impl Look {
             address,
             state,
             shutdown: info.shutdown,
-            options: any_socket::options(opened, &[])?,
+            options: any_socket::options_without_filter(opened)?,
         });
         Ok(())
     }
