@@ -3,13 +3,19 @@
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 
-use crate::harness::case::two_rounds;
-use crate::harness::{Topic, need_root};
+use crate::harness::case::{Case, text, two_rounds};
+use crate::harness::{Outcome, Topic, ensure, need_root, skip};
 use crate::stage::{Stage, Verdict, verify};
 
 pub(crate) const TOPIC: Topic = Topic {
     name: "datagrams",
-    fixtures: &[("udp", udp), ("options", options), ("raw", raw)],
+    fixtures: &[
+        ("udp", udp),
+        ("options", options),
+        ("raw", raw),
+        ("foreign", foreign),
+        ("multipath", multipath_listener),
+    ],
     cases: &[
         ("udp_with_senders", || two_rounds("udp")),
         ("options_of_the_internet", || two_rounds("options")),
@@ -17,6 +23,8 @@ pub(crate) const TOPIC: Topic = Topic {
             need_root()?;
             two_rounds("raw")
         }),
+        ("sockets_that_are_refused_by_name", refused_by_name),
+        ("listener_of_multipath_tcp", multipath),
     ],
 };
 
@@ -211,4 +219,74 @@ fn raw(stage: Stage) {
         verify!(now == before, "options of raw sockets: {before:?} became {now:?}");
         Ok(())
     });
+}
+
+/// A socket of this family, type and protocol.
+fn foreign(stage: Stage) {
+    let number = |place: usize| stage.arguments[place].parse::<i32>().unwrap();
+    let held = socket(number(0), number(1), number(2)).unwrap();
+    stage.serve(|_| {
+        verify!(held.as_raw_fd() > 2, "no socket");
+        Ok(())
+    });
+}
+
+fn refused_by_name() -> Outcome {
+    let mut tried = 0;
+    for (family, kind, protocol, name) in [
+        (libc::AF_VSOCK, libc::SOCK_STREAM, 0, "vsock"),
+        (libc::AF_PACKET, libc::SOCK_DGRAM, 0, "a packet socket"),
+        (libc::AF_XDP, libc::SOCK_RAW, 0, "an XDP socket"),
+    ] {
+        if socket(family, kind, protocol).is_none() {
+            continue;
+        }
+        tried += 1;
+        let mut case = Case::new()?;
+        let root = case.start("foreign", &[&family.to_string(), &kind.to_string(), &protocol.to_string()])?;
+        if !case.is_control() {
+            let ran = case.vckpt(&["dump", &root.to_string(), "-o", "foreign.vckpt"])?;
+            ran.refused(&[3])?;
+            ensure!(ran.stderr.contains(name), "no name: {}", ran.describe());
+        }
+        case.ask()?;
+        case.finish(root)?;
+    }
+    if tried == 0 { skip("families of sockets beside the usual ones") } else { Ok(()) }
+}
+
+/// A listener of Multipath TCP, with a client in each round.
+fn multipath_listener(stage: Stage) {
+    let listener = socket(libc::AF_INET, libc::SOCK_STREAM, MULTIPATH).unwrap();
+    set(listener.as_raw_fd(), &[(libc::SOL_SOCKET, libc::SO_REUSEADDR, 1)]);
+    // SAFETY: plain integers; without an address it gets any port.
+    assert_eq!(unsafe { libc::listen(listener.as_raw_fd(), 7) }, 0);
+    let listener = std::net::TcpListener::from(listener);
+    let port = listener.local_addr().unwrap().port();
+    stage.serve(move |_| {
+        let client = std::net::TcpStream::connect((Ipv4Addr::LOCALHOST, port)).map_err(told)?;
+        let (_, from) = listener.accept().map_err(told)?;
+        verify!(Ok(from) == client.local_addr().map_err(told), "{from} was accepted");
+        Ok(())
+    });
+}
+
+const MULTIPATH: i32 = 262;
+
+fn multipath() -> Outcome {
+    if socket(libc::AF_INET, libc::SOCK_STREAM, MULTIPATH).is_none() {
+        return skip("Multipath TCP (CONFIG_MPTCP, net.mptcp.enabled)");
+    }
+    let mut case = Case::new()?;
+    let mut root = case.start("multipath", &[])?;
+    case.ask()?;
+    let image = case.dump(root)?;
+    if !case.is_control() {
+        let shown = case.vckpt(&["show", text(&image)])?.good()?;
+        ensure!(shown.stdout.contains("Multipath TCP"), "nothing is said of it: {}", shown.describe());
+    }
+    root = case.restore(&image)?;
+    case.ask()?;
+    root = case.round(root)?;
+    case.finish(root)
 }

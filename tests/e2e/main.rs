@@ -68,6 +68,7 @@ mod signals;
 mod small_stacks;
 mod sockets;
 mod spin;
+mod states;
 mod streams;
 mod system_v;
 mod terminal;
@@ -112,6 +113,7 @@ const TOPICS: &[Topic] = &[
     watches::TOPIC,
     sockets::TOPIC,
     datagrams::TOPIC,
+    states::TOPIC,
     streams::TOPIC,
     addresses::TOPIC,
     over::TOPIC,

@@ -91,6 +91,11 @@ pub enum ConnectionState {
         /// Where the connection stands.
         stream: Stream,
     },
+    /// A TCP connection that is still being made: the peer has not answered yet.
+    Connecting {
+        /// The peer.
+        peer: Address,
+    },
     /// A TCP connection that is over. What it has received and nobody has read yet is in
     /// [`DataQueued`](super::data_queued::DataQueued) records.
     Over {
@@ -124,6 +129,8 @@ pub struct Stream {
     pub window: [u32; 5],
     /// What was shut down: 1 receiving, 2 sending, 3 both.
     pub shut: u8,
+    /// Whether the peer has sent its end.
+    pub ended: bool,
 }
 
 /// How a TCP connection came to its end.
@@ -155,6 +162,7 @@ impl Connection {
             ConnectionState::FixedPeer { peer }
             | ConnectionState::Paired { peer, .. }
             | ConnectionState::Unaccepted { peer, .. }
+            | ConnectionState::Connecting { peer }
             | ConnectionState::Established { peer, .. } => Some(peer),
             ConnectionState::Over { peer, .. } => peer,
         }
@@ -183,6 +191,7 @@ impl Record for Connection {
             ConnectionState::Unaccepted { peer, .. } => {
                 format!("{protocol} {local} to {peer}, not accepted yet")
             }
+            ConnectionState::Connecting { peer } => format!("{protocol} {local} to {peer}, still being made"),
             ConnectionState::Over { peer: Some(peer), .. } => format!("{protocol} {local} to {peer}, over"),
             ConnectionState::Over { peer: None, .. } => format!("{protocol} {local}, over"),
         }
@@ -201,6 +210,7 @@ impl Record for Connection {
             | ConnectionState::Listening { .. }
             | ConnectionState::FixedPeer { .. }
             | ConnectionState::Established { .. }
+            | ConnectionState::Connecting { .. }
             | ConnectionState::Over { .. } => {}
         }
         identities
@@ -221,7 +231,7 @@ impl Record for Connection {
             ConnectionState::Unconnected
             | ConnectionState::Listening { .. }
             | ConnectionState::FixedPeer { .. } => (false, 0),
-            ConnectionState::Over { .. } => (true, 0),
+            ConnectionState::Over { .. } | ConnectionState::Connecting { .. } => (true, 0),
             ConnectionState::Paired { shut, .. } | ConnectionState::Unaccepted { shut, .. } => (true, shut),
             ConnectionState::Established { stream, .. } => (true, stream.shut),
         };

@@ -56,7 +56,7 @@ impl PacketFilter {
     /// What does not.
     pub fn check(&self) -> Result<(), String> {
         let length = self.instructions.len();
-        if length % 8 != 0 || length == 0 || length / 8 > MOST_INSTRUCTIONS {
+        if !length.is_multiple_of(8) || length == 0 || length / 8 > MOST_INSTRUCTIONS {
             return Err(format!("a filter has {length} bytes"));
         }
         Ok(())

@@ -8,6 +8,7 @@ pub mod identity;
 pub mod locks;
 pub mod maps;
 pub mod mountinfo;
+pub mod net;
 pub mod read;
 pub mod stat;
 pub mod status;

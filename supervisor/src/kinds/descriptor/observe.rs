@@ -2,7 +2,7 @@
 
 use super::DESCRIPTOR_KINDS;
 use super::opened::{Holder, Opened, Walk};
-use super::{message_queue, terminal};
+use super::{message_queue, socket, terminal};
 use crate::error::{Problems, Result, code};
 use crate::frozen::{Frozen, FrozenProcess};
 use crate::kinds::file_lock;
@@ -82,7 +82,7 @@ fn unknown(opened: &Opened) -> Box<crate::error::Error> {
     let what = match opened.file_type() {
         libc::S_IFCHR => format!("a character device that can't be kept ({major}:{minor})"),
         libc::S_IFBLK => format!("a block device ({major}:{minor})"),
-        libc::S_IFSOCK => "a socket of a family that is not supported yet".to_owned(),
+        libc::S_IFSOCK => socket::unknown(opened),
         _ if opened.is_anonymous("userfaultfd") => {
             "a userfaultfd, whose registered memory can't be kept".to_owned()
         }

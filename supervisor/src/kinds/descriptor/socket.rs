@@ -27,6 +27,9 @@ const SO_LOCK_FILTER: u32 = 44;
 /// Which sizes of buffers were set: 1 sending, 2 receiving (kernel 5.14).
 const SO_BUF_LOCK: u32 = 72;
 
+/// Multipath TCP: each connection may have several ways.
+pub const IPPROTO_MPTCP: i32 = 262;
+
 /// Options of every socket.
 pub const GENERAL: &[(u32, i32)] = &[
     (SOCKET, libc::SO_KEEPALIVE),
@@ -53,6 +56,29 @@ pub const GENERAL: &[(u32, i32)] = &[
     (SOCKET, libc::SO_ZEROCOPY),
     (SOCKET, libc::SO_TXTIME),
 ];
+
+/// What a socket is that no kind claims.
+#[must_use]
+pub fn unknown(opened: &Opened) -> String {
+    let option = |name: i32| {
+        socket::number_option(opened.file.as_fd(), SOCKET, name.cast_unsigned()).map_or(-1, u32::cast_signed)
+    };
+    match (option(libc::SO_DOMAIN), option(libc::SO_PROTOCOL)) {
+        (libc::AF_INET | libc::AF_INET6, IPPROTO_MPTCP) => "a connection of Multipath TCP".to_owned(),
+        (libc::AF_INET | libc::AF_INET6, libc::IPPROTO_SCTP) => "an SCTP socket".to_owned(),
+        (libc::AF_INET | libc::AF_INET6, protocol) => format!("an internet socket of protocol {protocol}"),
+        (libc::AF_PACKET, _) => "a packet socket".to_owned(),
+        (libc::AF_VSOCK, _) => "a socket to the host or to a virtual machine (vsock)".to_owned(),
+        (libc::AF_XDP, _) => "an XDP socket".to_owned(),
+        (libc::AF_ALG, _) => "a socket to the kernel's cryptography".to_owned(),
+        (libc::AF_CAN, _) => "a CAN socket".to_owned(),
+        (libc::AF_BLUETOOTH, _) => "a Bluetooth socket".to_owned(),
+        (libc::AF_NETLINK, protocol) => {
+            format!("a netlink socket of protocol {protocol} that has spoken to the kernel")
+        }
+        (family, _) => format!("a socket of address family {family}"),
+    }
+}
 
 /// The options of a list that it has; those that its family does not know are left out.
 #[must_use]

@@ -1,35 +1,38 @@
 //! Sockets of the internet protocols (ip(7), ipv6(7), tcp(7), udp(7)), and netlink(7).
 //!
 //! - **Saved**: TCP sockets that listen, are bound, or nothing yet; TCP connections: with both ends in the tree
-//!   ([`pair`]), in the backlog of a listener of the tree, with a peer outside ([`revive`]), and those that are over, as
-//!   servers have them for a moment when a client has left ([`over`]); UDP, UDP-Lite and ICMP sockets with the datagrams
+//!   ([`pair`]), in the backlog of a listener of the tree, with a peer outside ([`revive`]), those that are over ([`over`]) or
+//!   still being made; UDP, UDP-Lite and ICMP sockets with the datagrams
 //!   that wait; raw and netlink sockets; their options, filters, multicast groups and backlog.
 //! - **Held**: between dump and restore the packets of connections with a peer outside are dropped by a firewall table
 //!   of ours ([`hold`]), so that the kernel does not answer the peer with a reset.
 //! - **Refused**: connections from outside of the tree that wait to be accepted, and data in those from inside;
-//!   connections that are still being made; connections with a peer outside without `CAP_NET_ADMIN`; packet and other
+//!   connections with a peer outside without `CAP_NET_ADMIN`; packet and other
 //!   sockets; netlink sockets with messages.
-//! - **Not exact**: the address of the peer of a connection that is over; which error it failed with, since asking for it
+//! - **Not exact**: Multipath TCP, of which listeners become such of TCP; the address of the peer of a connection that is over; which error it failed with, since asking for it
 //!   would take it away; packets that wait in raw sockets; errors that wait in UDP sockets.
 //! - **Not saved**: urgent data, data out of order (the peer sends it again).
 //! - **Kernel**: `TCP_REPAIR` and nf_tables with owned tables (5.12) for peers outside; `TCP_INFO` tells the state, and of
 //!   a listener the backlog; `IP_LOCAL_PORT_RANGE` (6.3) for ports that other connections share.
 
+mod connecting;
 mod datagrams;
 pub mod ends;
 pub mod hold;
 pub mod observe;
+mod options;
 pub mod over;
 pub mod pair;
 pub mod reception;
 pub mod repair;
 pub mod restore;
 pub mod revive;
+mod segment;
 pub mod stream;
 
 use super::all;
 use super::opened::Opened;
-use super::socket::SOCKET;
+use super::socket::{IPPROTO_MPTCP, SOCKET};
 use crate::error::{Error, Problems, Result, Subject, code};
 use crate::plan::Plan;
 use crate::sys::socket;
@@ -52,6 +55,9 @@ pub fn claims(opened: &Opened) -> bool {
     };
     match (option(libc::SO_DOMAIN), option(libc::SO_TYPE), option(libc::SO_PROTOCOL)) {
         (libc::AF_INET | libc::AF_INET6, libc::SOCK_RAW, _) => true,
+        (libc::AF_INET | libc::AF_INET6, _, IPPROTO_MPTCP) => {
+            socket::peer_address(opened.file.as_fd()).is_err()
+        }
         (libc::AF_INET | libc::AF_INET6, _, protocol) => matches!(
             protocol,
             libc::IPPROTO_TCP
@@ -127,121 +133,6 @@ fn is_fresh(opened: &Opened) -> bool {
     let address = socket::local_address(opened.file.as_fd()).ok().and_then(|address| parse_address(&address));
     matches!(address, Some(Address::Netlink { port: 0, groups: 0 }))
 }
-
-/// Options that must be set before a socket gets its address.
-const BEFORE_BIND: &[(i32, i32)] = &[
-    (libc::SOL_SOCKET, libc::SO_REUSEPORT),
-    (libc::SOL_SOCKET, libc::SO_BINDTODEVICE),
-    (libc::IPPROTO_IPV6, libc::IPV6_V6ONLY),
-    (libc::IPPROTO_IP, libc::IP_FREEBIND),
-    (libc::IPPROTO_IP, libc::IP_TRANSPARENT),
-    (libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT),
-];
-
-/// `IPV6_V6ONLY`, with its level.
-const V6ONLY: (u32, u32) = (libc::IPPROTO_IPV6.cast_unsigned(), libc::IPV6_V6ONLY.cast_unsigned());
-
-const IPV6_AUTOFLOWLABEL: i32 = 70;
-const IPV6_DONTFRAG: i32 = 62;
-const IPV6_MINHOPCOUNT: i32 = 73;
-const IP_MULTICAST_ALL: i32 = 49;
-const IP_UNICAST_IF: i32 = 50;
-const IP_RECVFRAGSIZE: i32 = 25;
-const IP_RECVERR_RFC4884: i32 = 26;
-const IPV6_UNICAST_IF: i32 = 76;
-const IPV6_MULTICAST_ALL: i32 = 29;
-const IPV6_RECVERR_RFC4884: i32 = 31;
-const IPV6_RECVPATHMTU: i32 = 60;
-const IPV6_ADDR_PREFERENCES: i32 = 72;
-const TCP_TX_DELAY: i32 = 37;
-/// Of raw sockets of both versions.
-const ICMP_FILTER: i32 = 1;
-const UDP_CORK: i32 = 1;
-const UDP_SEGMENT: i32 = 103;
-const UDP_GRO: i32 = 104;
-const UDPLITE_SEND_CSCOV: i32 = 10;
-const UDPLITE_RECV_CSCOV: i32 = 11;
-
-/// Options of the internet protocols.
-const OPTIONS: &[(i32, i32)] = &[
-    (libc::IPPROTO_IP, libc::IP_TOS),
-    (libc::IPPROTO_IP, libc::IP_TTL),
-    (libc::IPPROTO_IP, libc::IP_PKTINFO),
-    (libc::IPPROTO_IP, libc::IP_RECVERR),
-    (libc::IPPROTO_IP, libc::IP_RECVTTL),
-    (libc::IPPROTO_IP, libc::IP_RECVTOS),
-    (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER),
-    (libc::IPPROTO_IP, libc::IP_MULTICAST_TTL),
-    (libc::IPPROTO_IP, libc::IP_MULTICAST_LOOP),
-    (libc::IPPROTO_IPV6, libc::IPV6_UNICAST_HOPS),
-    (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_HOPS),
-    (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_LOOP),
-    (libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO),
-    (libc::IPPROTO_IPV6, libc::IPV6_RECVERR),
-    (libc::IPPROTO_IPV6, libc::IPV6_RECVHOPLIMIT),
-    (libc::IPPROTO_IPV6, libc::IPV6_TCLASS),
-    (libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS),
-    (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER),
-    (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_IF),
-    (libc::IPPROTO_IPV6, IPV6_AUTOFLOWLABEL),
-    (libc::IPPROTO_IPV6, IPV6_DONTFRAG),
-    (libc::IPPROTO_IPV6, IPV6_MINHOPCOUNT),
-    (libc::IPPROTO_IP, libc::IP_MINTTL),
-    (libc::IPPROTO_IP, libc::IP_RECVORIGDSTADDR),
-    (libc::IPPROTO_IP, libc::IP_HDRINCL),
-    (libc::IPPROTO_IP, IP_MULTICAST_ALL),
-    (libc::IPPROTO_RAW, ICMP_FILTER),
-    (libc::IPPROTO_ICMPV6, ICMP_FILTER),
-    (libc::IPPROTO_UDP, UDP_CORK),
-    (libc::IPPROTO_UDP, UDP_SEGMENT),
-    (libc::IPPROTO_UDP, UDP_GRO),
-    (libc::IPPROTO_UDPLITE, UDPLITE_SEND_CSCOV),
-    (libc::IPPROTO_UDPLITE, UDPLITE_RECV_CSCOV),
-    (libc::IPPROTO_IP, IP_UNICAST_IF),
-    (libc::IPPROTO_IP, libc::IP_MULTICAST_IF),
-    (libc::IPPROTO_IP, libc::IP_RECVOPTS),
-    (libc::IPPROTO_IP, libc::IP_RETOPTS),
-    (libc::IPPROTO_IP, libc::IP_PASSSEC),
-    (libc::IPPROTO_IP, IP_RECVFRAGSIZE),
-    (libc::IPPROTO_IP, IP_RECVERR_RFC4884),
-    (libc::IPPROTO_IPV6, IPV6_UNICAST_IF),
-    (libc::IPPROTO_IPV6, IPV6_MULTICAST_ALL),
-    (libc::IPPROTO_IPV6, IPV6_RECVERR_RFC4884),
-    (libc::IPPROTO_IPV6, libc::IPV6_RECVRTHDR),
-    (libc::IPPROTO_IPV6, libc::IPV6_RECVHOPOPTS),
-    (libc::IPPROTO_IPV6, libc::IPV6_RECVDSTOPTS),
-    (libc::IPPROTO_IPV6, IPV6_RECVPATHMTU),
-    (libc::IPPROTO_IPV6, libc::IPV6_RECVORIGDSTADDR),
-    (libc::IPPROTO_IPV6, libc::IPV6_FLOWINFO_SEND),
-    (libc::IPPROTO_IPV6, IPV6_ADDR_PREFERENCES),
-    (libc::IPPROTO_TCP, libc::TCP_NODELAY),
-    (libc::IPPROTO_TCP, libc::TCP_CORK),
-    (libc::IPPROTO_TCP, libc::TCP_KEEPIDLE),
-    (libc::IPPROTO_TCP, libc::TCP_KEEPINTVL),
-    (libc::IPPROTO_TCP, libc::TCP_KEEPCNT),
-    (libc::IPPROTO_TCP, libc::TCP_SYNCNT),
-    (libc::IPPROTO_TCP, libc::TCP_LINGER2),
-    (libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT),
-    (libc::IPPROTO_TCP, libc::TCP_QUICKACK),
-    (libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT),
-    (libc::IPPROTO_TCP, libc::TCP_CONGESTION),
-    (libc::IPPROTO_TCP, libc::TCP_FASTOPEN),
-    (libc::IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT),
-    (libc::IPPROTO_TCP, libc::TCP_THIN_LINEAR_TIMEOUTS),
-    (libc::IPPROTO_TCP, libc::TCP_SAVE_SYN),
-    (libc::IPPROTO_TCP, libc::TCP_INQ),
-    (libc::IPPROTO_TCP, TCP_TX_DELAY),
-];
-
-/// Options of netlink sockets.
-const NETLINK_OPTIONS: &[(i32, i32)] = &[
-    (libc::SOL_NETLINK, libc::NETLINK_PKTINFO),
-    (libc::SOL_NETLINK, libc::NETLINK_BROADCAST_ERROR),
-    (libc::SOL_NETLINK, libc::NETLINK_NO_ENOBUFS),
-    (libc::SOL_NETLINK, libc::NETLINK_CAP_ACK),
-    (libc::SOL_NETLINK, libc::NETLINK_EXT_ACK),
-    (libc::SOL_NETLINK, libc::NETLINK_GET_STRICT_CHK),
-];
 
 fn half(bytes: &[u8], offset: usize) -> Option<[u8; 2]> {
     bytes.get(offset..offset + 2)?.try_into().ok()

@@ -1,9 +1,10 @@
 //! Looking at sockets of the internet protocols.
 
 use super::ends::state;
+use super::options::{BEFORE_BIND, NETLINK_OPTIONS, OPTIONS};
+use super::parse_address;
 use super::reception::Groups;
 use super::stream::Streams;
-use super::{BEFORE_BIND, NETLINK_OPTIONS, OPTIONS, parse_address};
 use crate::error::{Problems, Result, code};
 use crate::kinds::descriptor::opened::{Opened, Walk};
 use crate::kinds::descriptor::socket::{self as any_socket, SOCKET};
@@ -47,22 +48,35 @@ fn connection(
     let option = |name: i32| socket::number_option(file, SOCKET, name.cast_unsigned()).map_err(failed);
     let (family, socket_type, protocol) =
         (option(libc::SO_DOMAIN)?, option(libc::SO_TYPE)?, option(libc::SO_PROTOCOL)?);
+    // Those to whom it speaks are served without it as well.
+    let is_multipath = protocol.cast_signed() == any_socket::IPPROTO_MPTCP;
+    if is_multipath {
+        let what = "a socket of Multipath TCP without a connection becomes one of TCP";
+        records.degraded.push(format!("{}: {what}", opened.subject));
+    }
+    refuse_layers(opened)?;
     let local = parse_address(&socket::local_address(file).map_err(failed)?);
     let peer = socket::peer_address(file).ok().and_then(|address| parse_address(&address));
     let state = match (family.cast_signed(), protocol.cast_signed()) {
         (libc::AF_NETLINK, _) => netlink_state(opened)?,
-        (_, libc::IPPROTO_TCP) => tcp_state(opened, local, peer, streams, records)?,
+        (_, libc::IPPROTO_TCP | any_socket::IPPROTO_MPTCP) => {
+            tcp_state(opened, local, peer, streams, records)?
+        }
         _ => datagram_state(opened, peer, records)?,
     };
     let levels = |options: &[(i32, i32)]| -> Vec<(u32, i32)> {
         options.iter().map(|&(level, name)| (level.cast_unsigned(), name)).collect()
     };
-    let wanted = match family.cast_signed() {
+    let mut wanted = match family.cast_signed() {
         libc::AF_NETLINK => levels(NETLINK_OPTIONS),
         _ => {
             [levels(&[(libc::SOL_SOCKET, libc::SO_REUSEADDR)]), levels(BEFORE_BIND), levels(OPTIONS)].concat()
         }
     };
+    if is_multipath && family.cast_signed() == libc::AF_INET {
+        // It answers to those of IPv6 as well, which one of TCP does not have.
+        wanted.retain(|&(level, _)| level.cast_signed() != libc::IPPROTO_IPV6);
+    }
     // TCP has no groups, and netlink says its own with its address.
     let is_datagram = family.cast_signed() != libc::AF_NETLINK && protocol.cast_signed() != libc::IPPROTO_TCP;
     let memberships = if is_datagram { groups.joined(opened)? } else { Vec::new() };
@@ -72,13 +86,25 @@ fn connection(
         inode: opened.status.st_ino,
         family,
         socket_type,
-        protocol,
+        protocol: if is_multipath { libc::IPPROTO_TCP.cast_unsigned() } else { protocol },
         local: local.filter(is_bound),
         state,
         options: any_socket::options(opened, &wanted),
         memberships,
         filter: any_socket::filter(opened)?,
     })
+}
+
+/// Refuses protocols on top of TCP in the kernel, such as `tls`, whose keys it does not give out.
+fn refuse_layers(opened: &Opened) -> Result<()> {
+    let (level, name) = (libc::IPPROTO_TCP.cast_unsigned(), libc::TCP_ULP.cast_unsigned());
+    let layer = socket::option(opened.file.as_fd(), level, name).unwrap_or_default();
+    let layer = layer.split(|&byte| byte == 0).next().unwrap_or_default();
+    if layer.is_empty() || layer == b"mptcp" {
+        return Ok(());
+    }
+    let what = format!("a TCP connection with {} in the kernel", String::from_utf8_lossy(layer));
+    Err(opened.refuse(code::DESCRIPTOR_KIND, what))
 }
 
 /// A socket has one description, and so the number of that.
@@ -124,16 +150,19 @@ fn tcp_state(
         Some(&state::LISTEN) => {
             let others = number(TCP_INFO_WAITING)
                 .saturating_sub(u32::try_from(streams.waiting_at(identity(opened))).unwrap_or(u32::MAX));
-            if others > 0 {
+            if others > 0 && records.close_connections {
+                let line = "connections from outside that wait to be accepted are closed";
+                records.degraded.push(format!("{}: {others} {line}", opened.subject));
+            } else if others > 0 {
                 let what = format!("{others} connections from outside of the tree wait to be accepted");
                 let error = opened.refuse(code::SOCKET_STATE, what);
-                return Err(error.hint("try again when the program has accepted them"));
+                let hint =
+                    "try again when the program has accepted them, or let them be closed with --tcp close";
+                return Err(error.hint(hint));
             }
             Ok(ConnectionState::Listening { backlog: number(TCP_INFO_BACKLOG) })
         }
-        Some(&state::CONNECTING) => Err(opened
-            .refuse(code::SOCKET_STATE, "a TCP connection that is still being made")
-            .hint("try again when it is made or has failed")),
+        Some(&state::CONNECTING) => Ok(ConnectionState::Connecting { peer: sought(opened)? }),
         // What is left are connections that the user gives up.
         Some(&(state::ESTABLISHED | state::FIN_WAIT_1 | state::FIN_WAIT_2)) if records.close_connections => {
             over(opened, Ending::PeerClosed, peer, records)
@@ -145,6 +174,19 @@ fn tcp_state(
             Err(opened.refuse(code::SOCKET_STATE, what))
         }
     }
+}
+
+/// With whom a connection is being made: getpeername(2) does not tell that yet.
+fn sought(opened: &Opened) -> Result<Address> {
+    let find = |name: &str| {
+        let text = std::fs::read_to_string(format!("/proc/thread-self/net/{name}")).ok()?;
+        crate::proc::net::peer(&text, opened.status.st_ino)
+    };
+    let found = find("tcp").or_else(|| find("tcp6"));
+    found.map(Address::Internet).ok_or_else(|| {
+        let what = "a TCP connection that is being made, of which the kernel does not tell with whom";
+        opened.refuse(code::SOCKET_STATE, what).hint("try again when it is made or has failed")
+    })
 }
 
 /// How the connection of a socket in state `CLOSE` ended, if it ever had one. Asking for the error would take it away.

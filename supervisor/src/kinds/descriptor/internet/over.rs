@@ -3,7 +3,8 @@
 //! the error.
 
 use super::ends::{internet, plain};
-use super::{V6ONLY, format_address};
+use super::format_address;
+use super::options::V6ONLY;
 use crate::error::{Error, Result, Subject, code};
 use crate::kinds::descriptor::holders::Holders;
 use crate::kinds::descriptor::{restore, socket as any_socket, socket::SOCKET};

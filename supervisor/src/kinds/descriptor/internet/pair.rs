@@ -2,8 +2,9 @@
 //! is sent again, so that part of it waits at the receiver and part at the sender, as their buffers have room.
 
 use super::ends::{internet, of_family, plain};
+use super::options::{BEFORE_BIND, V6ONLY};
 use super::over::{LIMIT, REUSE, accepted, split, wait};
-use super::{BEFORE_BIND, V6ONLY, format_address, parse_address};
+use super::{format_address, parse_address};
 use crate::error::{Error, Result, Subject, code};
 use crate::kinds::descriptor::{restore, socket as any_socket, socket::SOCKET};
 use crate::plan::Action;
@@ -84,7 +85,7 @@ fn bound(connection: &Connection) -> io::Result<OwnedFd> {
 
 /// The same for the end that connects. A port that the kernel chose may be in use by other connections, with which only
 /// one that the kernel chooses again can share it: it gets no other choice.
-fn bound_to_connect(connection: &Connection) -> io::Result<OwnedFd> {
+pub(super) fn bound_to_connect(connection: &Connection) -> io::Result<OwnedFd> {
     match bound(connection) {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
         result => return result,
@@ -100,7 +101,7 @@ fn bound_to_connect(connection: &Connection) -> io::Result<OwnedFd> {
 }
 
 /// Checks that a connected socket has its address, however it came by it.
-fn check_address(made: &OwnedFd, connection: &Connection) -> io::Result<()> {
+pub(super) fn check_address(made: &OwnedFd, connection: &Connection) -> io::Result<()> {
     let has = internet(parse_address(&socket::local_address(made.as_fd())?));
     if has.map(plain) != internet(connection.local).map(plain) {
         return Err(io::ErrorKind::AddrInUse.into());
@@ -216,6 +217,7 @@ pub(super) fn shut(made: &OwnedFd, connection: &Connection) -> io::Result<()> {
         ConnectionState::Unconnected
         | ConnectionState::Listening { .. }
         | ConnectionState::FixedPeer { .. }
+        | ConnectionState::Connecting { .. }
         | ConnectionState::Over { .. } => 0,
     };
     let how = match shut {

@@ -153,6 +153,7 @@ pub fn agreed(file: BorrowedFd<'_>) -> Result<Stream> {
         clock: if options & HAS_CLOCK != 0 { Some(socket::number_option(file, TCP, CLOCK)?) } else { None },
         window,
         shut: 0,
+        ended: false,
     })
 }
 

@@ -1,12 +1,14 @@
 //! Making sockets of the internet protocols again.
 
+use super::connecting::MakeConnecting;
 use super::datagrams::{FillAll, FillDatagrams};
 use super::ends::internet;
+use super::format_address;
+use super::options::BEFORE_BIND;
 use super::over::{MakeOver, SetReuse};
 use super::pair::{End, MakePair, MakeUnaccepted};
 use super::reception::{self, AttachFilter};
 use super::revive::MakeStream;
-use super::{BEFORE_BIND, format_address};
 use crate::error::{Error, Result, Subject, code};
 use crate::kinds::descriptor::holders::Holders;
 use crate::kinds::descriptor::socket::{self as any_socket, SOCKET};
@@ -40,7 +42,8 @@ pub fn plan(image: &Image, plan: &mut Plan) -> Result<()> {
         queues.entry(record.queue).or_default().push(record);
     }
     let mut take = |queue| queues.remove(&queue).unwrap_or_default();
-    let (mut others, mut unaccepted, mut pairs) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut others, mut unaccepted, mut pairs, mut sought) =
+        (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let (mut reused, mut fills, mut filters) = (Vec::new(), Vec::new(), Vec::new());
     for connection in connections {
         if connection.filter.is_some() {
@@ -65,6 +68,10 @@ pub fn plan(image: &Image, plan: &mut Plan) -> Result<()> {
                 reused.push(SetReuse(connection.clone()));
                 unaccepted.push(connection);
             }
+            ConnectionState::Connecting { .. } => {
+                reused.push(SetReuse(connection.clone()));
+                sought.push(connection);
+            }
             ConnectionState::Unconnected
             | ConnectionState::Listening { .. }
             | ConnectionState::FixedPeer { .. } => {
@@ -88,6 +95,10 @@ pub fn plan(image: &Image, plan: &mut Plan) -> Result<()> {
     }
     for connection in unaccepted {
         plan.action(Stage::Descriptors, MakeUnaccepted(connection));
+    }
+    // Who listens in the tree has his backlog now.
+    for connection in sought {
+        plan.action(Stage::Descriptors, MakeConnecting(connection));
     }
     for reuse in reused {
         plan.action(Stage::Descriptors, reuse);
@@ -174,6 +185,7 @@ impl MakeSocket {
             | ConnectionState::Paired { .. }
             | ConnectionState::Unaccepted { .. }
             | ConnectionState::Established { .. }
+            | ConnectionState::Connecting { .. }
             | ConnectionState::Over { .. } => {}
             ConnectionState::Listening { backlog } => {
                 rustix::net::listen(&made, i32::try_from(*backlog).unwrap_or(i32::MAX))

@@ -3,9 +3,10 @@
 //! tried again.
 
 use super::ends::internet;
-use super::over::{REUSE, split};
+use super::over::{REUSE, split, wait};
 use super::pair::{bound_as_it_is, shut};
 use super::repair::{self, Side};
+use super::segment::EndOfStream;
 use super::{format_address, hold};
 use crate::error::{Error, Result, Subject, code};
 use crate::kinds::descriptor::{restore, socket as any_socket, socket::SOCKET};
@@ -14,6 +15,7 @@ use crate::restoring::Restoring;
 use crate::sys::netfilter::Firewall;
 use crate::sys::socket;
 use nix::errno::Errno;
+use rustix::event::PollFlags;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use vckpt_image_format::Record;
@@ -38,7 +40,7 @@ pub struct MakeStream {
 pub struct Revived {
     socket: OwnedFd,
     connection: Connection,
-    lock: u64,
+    stream: Stream,
     unsent: Vec<u8>,
     room: (Vec<u8>, u32),
     receive_room: (Vec<u8>, u32),
@@ -86,8 +88,8 @@ impl MakeStream {
         let unsent = sent.split_off(known);
         repair::fill(file, Side::Sent, &sent)?;
         repair::set_window(file, stream)?;
-        let (connection, lock) = (self.connection.clone(), stream.lock);
-        Ok(Revived { socket: made, connection, lock, unsent, room, receive_room })
+        let (connection, stream) = (self.connection.clone(), *stream);
+        Ok(Revived { socket: made, connection, stream, unsent, room, receive_room })
     }
 }
 
@@ -96,7 +98,7 @@ impl MakeStream {
 /// # Errors
 /// [`code::DESCRIPTOR_RESTORE`] with the kernel's reason.
 pub fn let_go(revived: Vec<Revived>) -> Result<()> {
-    let mut locks: Vec<u64> = revived.iter().map(|revived| revived.lock).collect();
+    let mut locks: Vec<u64> = revived.iter().map(|revived| revived.stream.lock).collect();
     locks.sort_unstable();
     locks.dedup();
     let failed = |what: &str, errno: Errno| Error::system(code::DESCRIPTOR_RESTORE, what, errno);
@@ -120,7 +122,12 @@ pub fn let_go(revived: Vec<Revived>) -> Result<()> {
 impl Revived {
     fn let_go(self) -> io::Result<()> {
         let file = self.socket.as_fd();
-        repair::leave(file)?;
+        // A peer that has ended may be gone, and would answer a question with a reset.
+        if self.stream.ended {
+            repair::leave_silently(file)?
+        } else {
+            repair::leave(file)?
+        }
         // Leaving the mode has set it to 0.
         let reuse =
             self.connection.options.iter().find(|option| (option.level, option.name) == (SOCKET, REUSE));
@@ -132,9 +139,29 @@ impl Revived {
             let count = socket::send(file, rest, &[])?;
             rest = &rest[count..];
         }
+        if self.stream.ended {
+            self.end()?;
+        }
         shut(&self.socket, &self.connection)?;
         any_socket::give_room_back(file, &self.room)?;
         any_socket::give_receive_room_back(file, &self.receive_room)?;
         Ok(())
+    }
+
+    /// Gives it the end that the peer had sent.
+    fn end(&self) -> io::Result<()> {
+        let peer = internet(self.connection.peer()).ok_or(io::ErrorKind::InvalidData)?;
+        let own = internet(self.connection.local).ok_or(io::ErrorKind::InvalidData)?;
+        let [_, window, ..] = self.stream.window;
+        let scale = self.stream.scales.map_or(0, |(sending, _)| u32::from(sending));
+        let end = EndOfStream {
+            from: peer,
+            to: own,
+            sequence: self.stream.received,
+            acknowledged: self.stream.sent,
+            window: u16::try_from(window.checked_shr(scale).unwrap_or(0)).unwrap_or(u16::MAX),
+        };
+        end.send()?;
+        wait(&self.socket, PollFlags::RDHUP)
     }
 }

@@ -32,6 +32,7 @@ pub struct Streams<'tree> {
     /// Those with a peer outside that are to be kept.
     outside: HashMap<SocketId, (SocketAddr, SocketAddr)>,
     repairs: bool,
+    diagnosis: Option<SocketDiagnosis>,
 }
 
 /// What a connection is, and what waits in its queues.
@@ -54,14 +55,16 @@ impl<'tree> Streams<'tree> {
             waiting: HashMap::new(),
             outside: HashMap::new(),
             repairs: repair::is_permitted(),
+            diagnosis: SocketDiagnosis::new().ok(),
         };
         let mut held: Vec<_> =
             streams.ends.connections(true).map(|(_, opened)| opened.file.as_fd()).collect();
         let mut problems = Problems::new();
         let outside: Vec<_> = streams.ends.connections(false).collect();
         for ((own, peer), opened) in outside {
-            // What the peer has ended is over.
-            if !matches!(tcp_state(opened).and_then(ended), Some((_, false))) {
+            let Some((_, got_end)) = tcp_state(opened).and_then(ended) else { continue };
+            // What the peer has ended can also be made anew with another one, if there are no rights.
+            if got_end && (close || !streams.repairs) {
                 continue;
             }
             if let Some(listener) = streams.waits_at(own, peer) {
@@ -112,6 +115,7 @@ impl<'tree> Streams<'tree> {
     ) -> Result<Option<Found>> {
         let (Some(own), Some(at)) = (internet(own), internet(peer)) else { return Ok(None) };
         let Some((sent_end, got_end)) = tcp_state(opened).and_then(ended) else { return Ok(None) };
+        self.refuse_urgent(opened, (own, at), got_end)?;
         let peer = Address::Internet(at);
         let id = identity(opened);
         let shut =
@@ -135,12 +139,40 @@ impl<'tree> Streams<'tree> {
             let lock = hold.map_or(0, |hold| hold.lock);
             let (stream, received, sent) = outside(opened, sent_end, got_end)
                 .map_err(|errno| opened.failed("looking where a TCP connection stands", errno))?;
-            let state = ConnectionState::Established { peer, stream: Stream { lock, shut, ..stream } };
+            let stream = Stream { lock, shut, ended: got_end, ..stream };
+            let state = ConnectionState::Established { peer, stream };
             let mut all = queued(Queue::Socket(id), received);
             all.extend(queued(Queue::Sent(id), sent));
             return Ok(Some(Found { state, queued: all }));
         }
         Ok(None)
+    }
+
+    /// Refuses urgent data, at which reading stops: the kernel counts less to be read than there is.
+    fn refuse_urgent(&self, opened: &Opened, between: (SocketAddr, SocketAddr), got_end: bool) -> Result<()> {
+        let (Some(diagnosis), (own, peer)) = (&self.diagnosis, between) else { return Ok(()) };
+        let failed = |errno| opened.failed("asking what waits in a TCP connection", errno);
+        let (level, name) = (libc::SOL_SOCKET.cast_unsigned(), libc::SO_DOMAIN.cast_unsigned());
+        let family = socket::number_option(opened.file.as_fd(), level, name).map_err(failed)?;
+        let readable = || {
+            rustix::io::ioctl_fionread(&opened.file)
+                .map_err(|errno| failed(Errno::from_raw(errno.raw_os_error())))
+        };
+        loop {
+            let before = readable()?;
+            let Ok((waits, _)) = diagnosis.connection(of_family(own, family), of_family(peer, family)) else {
+                return Ok(());
+            };
+            if readable()? != before {
+                continue;
+            }
+            if before == u64::from(waits.saturating_sub(u32::from(got_end))) {
+                return Ok(());
+            }
+            let what = format!("urgent data waits in a TCP connection from {own} to {peer}");
+            let error = opened.refuse(code::SOCKET_STATE, what);
+            return Err(error.hint("try again when the program has read it"));
+        }
     }
 
     /// What one end was sent and has not read, wherever it is.
@@ -257,6 +289,12 @@ fn outside(
         let end = repair::sequence(file, Side::Sent)?;
         stream.sent = end.wrapping_sub(ends).wrapping_sub(length(&sent));
         stream.received = next.wrapping_sub(u32::from(got_end));
+        // The end counts as one, and has to fit into the window again.
+        let [.., room, updated] = &mut stream.window;
+        if got_end && *updated == next {
+            *updated = stream.received;
+            *room = room.saturating_add(1);
+        }
         Ok((stream, data, sent))
     })
 }
