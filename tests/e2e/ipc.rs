@@ -224,6 +224,19 @@ fn notification() -> Outcome {
 fn system_v(stage: Stage) {
     // SAFETY: plain integers, and below places and lengths of our own.
     unsafe { check(libc::unshare(libc::CLONE_NEWIPC)).unwrap() };
+    // More than usual of everything.
+    let limits = [
+        ("kernel/msgmax", "9000"),
+        ("kernel/msgmnb", "70000"),
+        ("kernel/sem", "300\t32000\t33\t444"),
+        ("kernel/shmmni", "99"),
+        ("kernel/shm_rmid_forced", "1"),
+        ("fs/mqueue/msg_default", "7"),
+        ("fs/mqueue/queues_max", "555"),
+    ];
+    for (name, value) in limits {
+        fs::write(format!("/proc/sys/{name}"), value).unwrap();
+    }
     // Numbers are not those that a fresh namespace would give.
     let spent = unsafe { check(libc::msgget(libc::IPC_PRIVATE, 0o600)).unwrap() };
     let keyed = unsafe { check(libc::msgget(0x1234, libc::IPC_CREAT | 0o640)).unwrap() };
@@ -243,8 +256,8 @@ fn system_v(stage: Stage) {
         check(unsafe { libc::msgsnd(queue, bytes.as_ptr().cast(), text.len(), libc::IPC_NOWAIT) }).unwrap();
     };
     let receive = move |queue: i32, kind: i64| -> Result<(i64, Vec<u8>), String> {
-        let mut bytes = vec![0_u8; 8 + 5000];
-        let count = unsafe { libc::msgrcv(queue, bytes.as_mut_ptr().cast(), 5000, kind, libc::IPC_NOWAIT) };
+        let mut bytes = vec![0_u8; 8 + 9000];
+        let count = unsafe { libc::msgrcv(queue, bytes.as_mut_ptr().cast(), 9000, kind, libc::IPC_NOWAIT) };
         let count = check(count).map_err(words)? as usize;
         let kind = i64::from_ne_bytes(bytes[..8].try_into().map_err(|_| "a short message")?);
         Ok((kind, bytes[8..8 + count].to_vec()))
@@ -254,6 +267,8 @@ fn system_v(stage: Stage) {
         send(keyed, 1, b"second");
         send(keyed, i64::MAX, b"");
         send(keyed, 3, &[6; 4000]);
+        // More than fits by default.
+        (0..3).for_each(|_| send(keyed, 8, &[8; 8500]));
     };
     load();
     let status = move |queue: i32| unsafe {
@@ -294,6 +309,13 @@ fn system_v(stage: Stage) {
         // SAFETY: plain integers.
         let again = unsafe { (libc::msgget(0x1234, 0), libc::semget(0x77, 3, 0)) };
         verify!(again == (keyed, sets[0]), "the keys lead to {again:?}");
+        for (name, value) in limits {
+            let found = fs::read_to_string(format!("/proc/sys/{name}")).map_err(words)?;
+            verify!(found.trim_end() == value, "{name} has become {found:?}");
+        }
+        for _ in 0..3 {
+            verify!(receive(keyed, 8)? == (8, vec![8; 8500]), "a long message");
+        }
         for (wanted, text) in [(3, &b"first"[..]), (3, &[6; 4000])] {
             verify!(receive(keyed, 3)? == (wanted, text.to_vec()), "the queue by type");
         }

@@ -1,7 +1,7 @@
 //! System V IPC of a tree that lives in an IPC namespace of its own; see sysvipc(7) and ipc_namespaces(7).
 //!
 //! - **Saved**: all message queues and semaphore sets of the namespace, with keys, IDs, owners, permissions, messages
-//!   and values.
+//!   and values; the limits of the namespace.
 //! - **Not seen**: those of the namespace in which this program is too: the kernel does not tell who uses them. They
 //!   stay where they are.
 //! - **Refused**: shared memory in such a namespace; a message that one answer of the stub does not hold.
@@ -11,6 +11,7 @@
 
 pub mod observe;
 pub mod restore;
+mod tunables;
 
 use super::KindEntry;
 

@@ -1,5 +1,6 @@
 //! Looking at an IPC namespace, by calls that a process in it makes.
 
+use super::tunables;
 use super::{
     GET_ALL, MESSAGE_INFO, MESSAGE_STATUS, SEMAPHORE_INFO, SEMAPHORE_STATUS, SHARED_INFO, STATUS_LENGTH,
 };
@@ -36,7 +37,13 @@ pub fn observe(frozen: &mut Frozen, records: &mut Records) -> Result<()> {
         return problems.finish();
     }
     let inode = rustix::fs::stat(read::path(process.view, "ns/ipc")).map_or(0, |found| found.st_ino);
-    records.push(IpcNamespace { inode });
+    let found = problems.take(tunables::read(|batch| process.run(batch)));
+    let is_known = found.as_ref().is_some_and(|found| !found.is_empty());
+    if found.is_some() && !is_known {
+        let line = "the limits of its IPC namespace can't be read: it has no /proc";
+        records.degraded.push(format!("{}: {line}", process.subject()));
+    }
+    records.push(IpcNamespace { inode, tunables: found.unwrap_or_default() });
     problems.take(no_shared_memory(process));
     for index in indices(process, libc::SYS_msgctl, MESSAGE_INFO, &mut problems) {
         records_of(problems.take(queue(process, index)), records);

@@ -1,12 +1,12 @@
 //! Making an IPC namespace again, with what was in it: by calls that the root makes.
 
-use super::{SET, SET_ALL, STATUS_LENGTH};
+use super::{SET, SET_ALL, STATUS_LENGTH, tunables};
 use crate::error::{Error, Result, Subject, code};
 use crate::kinds::descriptor::all;
 use crate::plan::{Action, Plan, Stage};
 use crate::restoring::Restoring;
 use crate::stub::batch::{Batch, CallIndex};
-use vckpt_image_format::record::ipc_namespace::IpcNamespace;
+use vckpt_image_format::record::ipc_namespace::{IpcNamespace, Tunable};
 use vckpt_image_format::record::message_queue::{Access, MessageQueue};
 use vckpt_image_format::record::semaphore::Semaphore;
 use vckpt_image_format::record::snapshot::Snapshot;
@@ -17,11 +17,11 @@ use vckpt_image_format::{Image, TaskId};
 /// # Errors
 /// As [`all`].
 pub fn plan(image: &Image, plan: &mut Plan) -> Result<()> {
-    if all::<IpcNamespace>(image)?.is_empty() {
-        return Ok(());
-    }
+    let namespaces = all::<IpcNamespace>(image)?;
+    let Some(namespace) = namespaces.into_iter().next() else { return Ok(()) };
     let Snapshot { root, .. } = crate::image::one(image)?;
     plan.action(Stage::Namespaces, OwnNamespace);
+    plan.action(Stage::Descriptors, SetTunables { root, tunables: namespace.tunables });
     for queue in all::<MessageQueue>(image)? {
         plan.action(Stage::Descriptors, MakeQueue { root, queue });
     }
@@ -42,6 +42,21 @@ impl Action for OwnNamespace {
     }
 }
 
+/// Sets the limits of the namespace.
+#[derive(Debug)]
+struct SetTunables {
+    root: TaskId,
+    tunables: Vec<Tunable>,
+}
+
+impl Action for SetTunables {
+    fn act(&self, restoring: &mut Restoring<'_>) -> Result<()> {
+        let found = tunables::read(|batch| restoring.run(self.root, batch))?;
+        let batch = tunables::write(&self.tunables, &found);
+        restoring.run(self.root, &batch).map(drop)
+    }
+}
+
 /// Makes a message queue.
 #[derive(Debug)]
 struct MakeQueue {
@@ -57,6 +72,12 @@ impl Action for MakeQueue {
             let arguments = [access.key.into(), flags.into()];
             batch.must("making a message queue", libc::SYS_msgget, arguments)
         })?;
+        // Before it is filled: it may have more room than others.
+        let mut batch = Batch::new();
+        let status = batch.data(&status(access, self.queue.capacity));
+        let arguments = [access.id.into(), SET.into(), status.into()];
+        batch.must("setting the owner of a message queue", libc::SYS_msgctl, arguments);
+        restoring.run(self.root, &batch)?;
         for message in &self.queue.messages {
             let mut batch = Batch::new();
             let bytes = [&message.message_type.to_le_bytes()[..], &message.data].concat();
@@ -66,11 +87,7 @@ impl Action for MakeQueue {
             batch.must("filling a message queue", libc::SYS_msgsnd, arguments);
             restoring.run(self.root, &batch)?;
         }
-        let mut batch = Batch::new();
-        let status = batch.data(&status(access, self.queue.capacity));
-        let arguments = [access.id.into(), SET.into(), status.into()];
-        batch.must("setting the owner of a message queue", libc::SYS_msgctl, arguments);
-        restoring.run(self.root, &batch).map(drop)
+        Ok(())
     }
 }
 
