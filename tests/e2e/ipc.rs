@@ -15,11 +15,13 @@ pub(crate) const TOPIC: Topic = Topic {
         ("named-queue", named_queue),
         ("notified", notified),
         ("system-v", system_v),
+        ("locker", locker),
     ],
     cases: &[
         ("posix_message_queues", || two_rounds("queues")),
         ("named_posix_message_queue", named),
         ("notification_is_refused", notification),
+        ("semaphores_of_the_host_are_reported", semaphores_of_the_host),
         ("system_v_in_a_namespace", || need_root().and_then(|()| two_rounds("system-v"))),
     ],
 };
@@ -334,4 +336,40 @@ fn system_v(stage: Stage) {
         set_values();
         Ok(())
     });
+}
+
+/// Holds a lock of the host that its end would release.
+fn locker(stage: Stage) {
+    let set: i32 = stage.arguments[0].parse().unwrap();
+    let mut change = libc::sembuf { sem_num: 0, sem_op: -1, sem_flg: libc::SEM_UNDO as i16 };
+    // SAFETY: one valid change.
+    check(unsafe { libc::semop(set, &raw mut change, 1) }).unwrap();
+    stage.serve(|_| Ok(()));
+}
+
+/// A set of the host, which goes with this.
+struct Set(i32);
+
+impl Drop for Set {
+    fn drop(&mut self) {
+        // SAFETY: plain integers.
+        unsafe { libc::semctl(self.0, 0, libc::IPC_RMID) };
+    }
+}
+
+/// What the end of a process would undo is not lost silently.
+fn semaphores_of_the_host() -> Outcome {
+    // SAFETY: plain integers.
+    let set = Set(check(unsafe { libc::semget(libc::IPC_PRIVATE, 1, libc::IPC_CREAT | 0o600) })?);
+    check(unsafe { libc::semctl(set.0, 0, libc::SETVAL, 1) })?;
+    let mut case = Case::new()?;
+    let root = case.start("locker", &[&set.0.to_string()])?;
+    if !case.is_control() {
+        let ran =
+            case.vckpt(&["dump", &root.to_string(), "--leave-running", "-o", "locker.vckpt"])?.good()?;
+        let line = format!("it has changed semaphore set {} of the host", set.0);
+        ensure!(ran.stderr.contains(&line), "nothing is said of it: {}", ran.describe());
+    }
+    case.ask()?;
+    case.finish(root)
 }

@@ -352,3 +352,12 @@ pub fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> Result<()> {
     };
     Errno::result(result).map(drop)
 }
+
+/// The process that has last changed a semaphore of a System V set, in our PID namespace; 0 for none there.
+///
+/// # Errors
+/// See semctl(2): `EACCES` without the right to read.
+pub fn last_to_change(set: i32, semaphore: i32) -> Result<i32> {
+    // SAFETY: plain numbers; this command takes no more arguments.
+    Errno::result(unsafe { libc::semctl(set, semaphore, libc::GETPID) })
+}

@@ -6,12 +6,13 @@
 //!   stay where they are.
 //! - **Refused**: shared memory in such a namespace; a message that one answer of the stub does not hold.
 //! - **Not saved**: changes of semaphores that the end of a process would undo (`SEM_UNDO`), which the kernel does not
-//!   tell: the report says so if a set was ever operated on. Who has last sent, received or changed a value, and when.
+//!   tell: the report says so if a set of the namespace was ever operated on, or one of the host by a process of the tree. Who has last sent, received or changed a value, and when.
 //! - **Kernel**: `MSG_COPY` (3.8) and `/proc/sys/kernel/*_next_id` (3.8), both `CONFIG_CHECKPOINT_RESTORE`.
 
 pub mod observe;
 pub mod restore;
 mod tunables;
+mod undo;
 
 use super::KindEntry;
 

@@ -1,9 +1,9 @@
 //! Looking at an IPC namespace, by calls that a process in it makes.
 
-use super::tunables;
 use super::{
     GET_ALL, MESSAGE_INFO, MESSAGE_STATUS, SEMAPHORE_INFO, SEMAPHORE_STATUS, SHARED_INFO, STATUS_LENGTH,
 };
+use super::{tunables, undo};
 use crate::error::{Error, Problems, Result, code};
 use crate::frozen::{Frozen, FrozenProcess};
 use crate::proc::read;
@@ -34,6 +34,7 @@ pub fn observe(frozen: &mut Frozen, records: &mut Records) -> Result<()> {
     let ours = std::process::id().cast_signed();
     let Some(process) = frozen.living().next() else { return problems.finish() };
     if read::link(process.view, "ns/ipc")? == read::link(ours, "ns/ipc")? {
+        undo::report(frozen, records);
         return problems.finish();
     }
     let inode = rustix::fs::stat(read::path(process.view, "ns/ipc")).map_or(0, |found| found.st_ino);
