@@ -1,24 +1,27 @@
 //! Sockets that send single packets: UDP, UDP-Lite, ICMP, raw; with what waits in them, and their options.
 
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
-use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::os::fd::AsRawFd as _;
 
 use crate::harness::case::{Case, text, two_rounds};
 use crate::harness::{Outcome, Topic, ensure, need_root, skip};
+use crate::socket_options::{Choice, all, set, socket};
 use crate::stage::{Stage, Verdict, verify};
 
 pub(crate) const TOPIC: Topic = Topic {
     name: "datagrams",
     fixtures: &[
         ("udp", udp),
-        ("options", options),
         ("raw", raw),
+        ("groups", groups),
+        ("corked", corked),
         ("foreign", foreign),
         ("multipath", multipath_listener),
     ],
     cases: &[
         ("udp_with_senders", || two_rounds("udp")),
-        ("options_of_the_internet", || two_rounds("options")),
+        ("groups_of_one_port", || two_rounds("groups")),
+        ("datagram_being_put_together_is_refused", unfinished),
         ("raw_sockets", || {
             need_root()?;
             two_rounds("raw")
@@ -94,110 +97,6 @@ fn udp(stage: Stage) {
         let gone = bind("127.0.0.1:0");
         gone.send_to(format!("number {number}").as_bytes(), at(&one)).map_err(told)?;
         load();
-        Ok(())
-    });
-}
-
-/// An option by its level, its name, and its value in four bytes.
-type Choice = (i32, i32, i32);
-
-fn get(socket: i32, level: i32, name: i32) -> Vec<u8> {
-    let mut value = [0_u8; 64];
-    let mut length = 64_u32;
-    // SAFETY: room for 64 bytes.
-    let result = unsafe { libc::getsockopt(socket, level, name, value.as_mut_ptr().cast(), &raw mut length) };
-    assert_eq!(result, 0, "option {name} of level {level}");
-    value[..length as usize].to_vec()
-}
-
-fn set(socket: i32, choices: &[Choice]) {
-    for &(level, name, value) in choices {
-        let place = (&raw const value).cast();
-        // SAFETY: a valid value of four bytes.
-        let result = unsafe { libc::setsockopt(socket, level, name, place, 4) };
-        assert_eq!(result, 0, "option {name} of level {level}: {}", std::io::Error::last_os_error());
-    }
-}
-
-const TCP_OPTIONS: &[Choice] = &[
-    (libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1),
-    (libc::SOL_SOCKET, libc::SO_PRIORITY, 5),
-    (libc::SOL_SOCKET, libc::SO_RCVBUF, 50_000),
-    (libc::SOL_SOCKET, libc::SO_REUSEADDR, 1),
-    (libc::SOL_SOCKET, libc::SO_REUSEPORT, 1),
-    (libc::IPPROTO_TCP, libc::TCP_NODELAY, 1),
-    (libc::IPPROTO_TCP, libc::TCP_CORK, 1),
-    (libc::IPPROTO_TCP, libc::TCP_KEEPIDLE, 71),
-    (libc::IPPROTO_TCP, libc::TCP_KEEPINTVL, 9),
-    (libc::IPPROTO_TCP, libc::TCP_KEEPCNT, 4),
-    (libc::IPPROTO_TCP, libc::TCP_SYNCNT, 3),
-    (libc::IPPROTO_TCP, libc::TCP_LINGER2, 33),
-    (libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, 12_345),
-    (libc::IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT, 4000),
-    (libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, 3),
-    (libc::IPPROTO_IP, libc::IP_TOS, 0x10),
-    (libc::IPPROTO_IP, libc::IP_TTL, 99),
-    (libc::IPPROTO_IP, libc::IP_FREEBIND, 1),
-    (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DO),
-    (libc::IPPROTO_IP, libc::IP_MINTTL, 1),
-];
-
-const UDP_OPTIONS: &[Choice] = &[
-    (libc::SOL_SOCKET, libc::SO_BROADCAST, 1),
-    (libc::SOL_SOCKET, libc::SO_TIMESTAMPNS, 1),
-    (libc::SOL_SOCKET, libc::SO_SNDBUF, 40_000),
-    (libc::SOL_SOCKET, libc::SO_NO_CHECK, 1),
-    (libc::IPPROTO_IP, libc::IP_PKTINFO, 1),
-    (libc::IPPROTO_IP, libc::IP_RECVTTL, 1),
-    (libc::IPPROTO_IP, libc::IP_MULTICAST_TTL, 7),
-    (libc::IPPROTO_IP, libc::IP_MULTICAST_LOOP, 0),
-    (libc::IPPROTO_UDP, 104, 1),
-];
-
-const SIX_OPTIONS: &[Choice] = &[
-    (libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 1),
-    (libc::IPPROTO_IPV6, libc::IPV6_UNICAST_HOPS, 9),
-    (libc::IPPROTO_IPV6, libc::IPV6_TCLASS, 0x20),
-    (libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, 1),
-    (libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS, 1),
-    (libc::IPPROTO_IPV6, 62, 1),
-];
-
-fn socket(family: i32, kind: i32, protocol: i32) -> Option<OwnedFd> {
-    // SAFETY: plain integers.
-    let made = unsafe { libc::socket(family, kind | libc::SOCK_CLOEXEC, protocol) };
-    // SAFETY: a descriptor that was just made.
-    (made >= 0).then(|| unsafe { OwnedFd::from_raw_fd(made) })
-}
-
-fn all(sockets: &[(OwnedFd, &[Choice])]) -> Vec<Vec<u8>> {
-    let each = |(file, choices): &(OwnedFd, &[Choice])| {
-        choices.iter().map(|&(level, name, _)| get(file.as_raw_fd(), level, name)).collect::<Vec<_>>()
-    };
-    sockets.iter().flat_map(each).collect()
-}
-
-fn options(stage: Stage) {
-    let made = |family, kind, protocol, choices: &'static [Choice]| {
-        let file = socket(family, kind, protocol)?;
-        set(file.as_raw_fd(), choices);
-        Some((file, choices))
-    };
-    let sockets: Vec<_> = [
-        made(libc::AF_INET, libc::SOCK_STREAM, 0, TCP_OPTIONS),
-        made(libc::AF_INET, libc::SOCK_DGRAM, 0, UDP_OPTIONS),
-        made(libc::AF_INET6, libc::SOCK_DGRAM, 0, SIX_OPTIONS),
-        made(libc::AF_INET, libc::SOCK_DGRAM, libc::IPPROTO_UDPLITE, &[(libc::IPPROTO_UDPLITE, 10, 20)]),
-    ]
-    .into_iter()
-    .flatten()
-    .collect();
-    let before = all(&sockets);
-    stage.serve(|_| {
-        let now = all(&sockets);
-        for (place, (before, now)) in before.iter().zip(&now).enumerate() {
-            verify!(before == now, "option number {place}: {before:?} became {now:?}");
-        }
         Ok(())
     });
 }
@@ -286,6 +185,87 @@ fn multipath() -> Outcome {
         ensure!(shown.stdout.contains("Multipath TCP"), "nothing is said of it: {}", shown.describe());
     }
     root = case.restore(&image)?;
+    case.ask()?;
+    root = case.round(root)?;
+    case.finish(root)
+}
+
+/// Two listeners and two datagram sockets that share a port: each client is served by one of them.
+fn groups(stage: Stage) {
+    let reuse: &[Choice] = &[(libc::SOL_SOCKET, libc::SO_REUSEPORT, 1)];
+    let bind = |kind: i32, port: u16| {
+        let made = socket(libc::AF_INET, kind | libc::SOCK_NONBLOCK, 0).unwrap();
+        set(made.as_raw_fd(), reuse);
+        let address = libc::sockaddr_in {
+            sin_family: libc::AF_INET as u16,
+            sin_port: port.to_be(),
+            sin_addr: libc::in_addr { s_addr: u32::from(Ipv4Addr::LOCALHOST).to_be() },
+            sin_zero: [0; 8],
+        };
+        // SAFETY: a valid address of 16 bytes.
+        assert_eq!(unsafe { libc::bind(made.as_raw_fd(), (&raw const address).cast(), 16) }, 0);
+        made
+    };
+    let listen = |port: u16| {
+        let made = bind(libc::SOCK_STREAM, port);
+        // SAFETY: plain integers.
+        assert_eq!(unsafe { libc::listen(made.as_raw_fd(), 64) }, 0);
+        std::net::TcpListener::from(made)
+    };
+    let first = listen(0);
+    let at = first.local_addr().unwrap();
+    let listeners = [first, listen(at.port())];
+    let one = UdpSocket::from(bind(libc::SOCK_DGRAM, 0));
+    let to = one.local_addr().unwrap();
+    let receivers = [one, UdpSocket::from(bind(libc::SOCK_DGRAM, to.port()))];
+    stage.serve(|_| {
+        let clients: Vec<_> = (0..40).filter_map(|_| std::net::TcpStream::connect(at).ok()).collect();
+        let served =
+            listeners.each_ref().map(|listener| std::iter::from_fn(|| listener.accept().ok()).count());
+        verify!(served[0] + served[1] == 40 && served[0] > 0 && served[1] > 0, "served: {served:?}");
+        drop(clients);
+        for _ in 0..40 {
+            let sender = UdpSocket::bind("127.0.0.1:0").map_err(told)?;
+            sender.send_to(b"x", to).map_err(told)?;
+        }
+        let count = |socket: &UdpSocket| std::iter::from_fn(|| socket.recv(&mut [0; 9]).ok()).count();
+        let got = receivers.each_ref().map(count);
+        verify!(got[0] + got[1] == 40 && got[0] > 0 && got[1] > 0, "received: {got:?}");
+        Ok(())
+    });
+}
+
+/// Has begun a datagram, and ends it when it is asked.
+fn corked(stage: Stage) {
+    let (sender, receiver) =
+        (UdpSocket::bind("127.0.0.1:0").unwrap(), UdpSocket::bind("127.0.0.1:0").unwrap());
+    sender.connect(receiver.local_addr().unwrap()).unwrap();
+    receiver.set_nonblocking(true).unwrap();
+    let send = |text: &[u8], flags: i32| {
+        // SAFETY: pointer and length are those of a slice.
+        unsafe { libc::send(sender.as_raw_fd(), text.as_ptr().cast(), text.len(), flags) }
+    };
+    assert_eq!(send(b"one, ", libc::MSG_MORE), 5);
+    stage.serve(|number| {
+        let mut bytes = [0; 40];
+        if number == 1 {
+            verify!(receiver.recv(&mut bytes).is_err(), "it was sent too early");
+            send(b"two", 0);
+            let count = receiver.recv(&mut bytes).map_err(told)?;
+            verify!(&bytes[..count] == b"one, two", "received: {:?}", &bytes[..count]);
+        }
+        Ok(())
+    });
+}
+
+fn unfinished() -> Outcome {
+    let mut case = Case::new()?;
+    let mut root = case.start("corked", &[])?;
+    if !case.is_control() {
+        let ran = case.vckpt(&["dump", &root.to_string(), "-o", "corked.vckpt"])?;
+        ran.refused(&[3])?;
+        ensure!(ran.stderr.contains("being put together"), "no reason: {}", ran.describe());
+    }
     case.ask()?;
     root = case.round(root)?;
     case.finish(root)

@@ -66,6 +66,7 @@ mod shapes;
 mod sharing;
 mod signals;
 mod small_stacks;
+mod socket_options;
 mod sockets;
 mod spin;
 mod states;
@@ -111,6 +112,7 @@ const TOPICS: &[Topic] = &[
     attributes::TOPIC,
     events::TOPIC,
     watches::TOPIC,
+    socket_options::TOPIC,
     sockets::TOPIC,
     datagrams::TOPIC,
     states::TOPIC,

@@ -12,9 +12,13 @@ use crate::records::Records;
 use crate::sys::socket;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
 use vckpt_image_format::SocketId;
 use vckpt_image_format::record::connection::{Address, Connection, ConnectionState, Ending};
 use vckpt_image_format::record::data_queued::{DataQueued, Queue};
+
+/// How long packets may be on their way out.
+const UNDER_WAY: Duration = Duration::from_millis(100);
 
 /// Offsets in `struct tcp_info` of what means, for a listener: connections that wait, how many may.
 const TCP_INFO_WAITING: usize = 24;
@@ -220,6 +224,7 @@ fn over(
 
 /// The state of a datagram socket, and what waits in it.
 fn datagram_state(opened: &Opened, peer: Option<Address>, records: &mut Records) -> Result<ConnectionState> {
+    refuse_unfinished(opened)?;
     let mut polled = [PollFd::new(&opened.file, PollFlags::IN)];
     let polls = poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
     let events = polled[0].revents();
@@ -237,6 +242,21 @@ fn datagram_state(opened: &Opened, peer: Option<Address>, records: &mut Records)
         }
     }
     Ok(peer.map_or(ConnectionState::Unconnected, |peer| ConnectionState::FixedPeer { peer }))
+}
+
+/// Refuses a datagram that is being put together (`MSG_MORE`, `UDP_CORK`): the kernel does not give it out. What is on its way
+/// through a network interface counts as well, and has a moment for it.
+fn refuse_unfinished(opened: &Opened) -> Result<()> {
+    let begin = Instant::now();
+    while socket::unacknowledged(opened.file.as_fd()).is_ok_and(|bytes| bytes > 0) {
+        if begin.elapsed() > UNDER_WAY {
+            let what = "a datagram that is being put together (MSG_MORE or UDP_CORK)";
+            let error = opened.refuse(code::SOCKET_STATE, what);
+            return Err(error.hint("try again when the program has sent it"));
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
 }
 
 /// A netlink socket must have nothing to be read.
