@@ -58,6 +58,7 @@ mod ptys;
 mod ranges;
 mod reception;
 mod refusals;
+mod rights;
 mod runtimes;
 mod sandbox;
 mod segments;
@@ -110,6 +111,7 @@ const TOPICS: &[Topic] = &[
     signals::TOPIC,
     timers::TOPIC,
     attributes::TOPIC,
+    rights::TOPIC,
     events::TOPIC,
     watches::TOPIC,
     socket_options::TOPIC,

@@ -5,6 +5,7 @@
 //! needs nothing to survive. Besides its own check every fixture compares all of [`facts`] with those
 //! that it noted before it said that it was ready.
 
+pub(crate) mod asked;
 pub(crate) mod facts;
 pub(crate) mod kernel;
 pub(crate) mod memory;
