@@ -11,6 +11,7 @@ use crate::layout::{
     CHUNK_SIZE, Content, Descriptor, FRAME_ALIGNMENT, Header, IndexEntry, IndexHeader, MAX_CHUNKS,
     MAX_FRAMES, MAX_RECORD_BYTES, MUST_UNDERSTAND, PAGE_SIZE, SectionHeader, Trailer, align, append_record,
 };
+use crate::reader::{FrameInfo, Image};
 use crate::record::Record;
 use crc32c::{crc32c, crc32c_append};
 use std::fmt;
@@ -76,6 +77,21 @@ impl<W: Write> ImageWriter<W> {
             codec::encode(record).map_err(|error| WriteError::Codec { record: one_line(&name), error })?;
         let descriptor = Descriptor { version: R::VERSION, flags: MUST_UNDERSTAND };
         self.frame(R::KIND.code(), descriptor, &name, &data)
+    }
+
+    /// Writes a record of another image as it is there, by its [`FrameInfo::number`]; also one that this program does not
+    /// know. Ends the open page section. The page sections that records name are to be written in the same order.
+    ///
+    /// # Errors
+    /// [`WriteError::Invalid`] if the image has no such record; as [`record`](Self::record).
+    pub fn copy(&mut self, image: &Image, number: usize) -> Result<(), WriteError> {
+        let frame = image.frames().nth(number).zip(image.data(number));
+        let Some((FrameInfo { code, name, version, must_understand, .. }, data)) = frame else {
+            let why = "there is no such record".to_owned();
+            return Err(WriteError::Invalid { record: number.to_string(), why });
+        };
+        let flags = if must_understand { MUST_UNDERSTAND } else { 0 };
+        self.frame(code, Descriptor { version, flags }, &name, data)
     }
 
     /// Writes a record frame of any kind.

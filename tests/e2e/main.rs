@@ -61,6 +61,7 @@ mod refusals;
 mod rights;
 mod runtimes;
 mod sandbox;
+mod schedules;
 mod segments;
 mod servers;
 mod shapes;
@@ -112,6 +113,7 @@ const TOPICS: &[Topic] = &[
     timers::TOPIC,
     attributes::TOPIC,
     rights::TOPIC,
+    schedules::TOPIC,
     events::TOPIC,
     watches::TOPIC,
     socket_options::TOPIC,

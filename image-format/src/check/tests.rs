@@ -25,7 +25,6 @@ fn process(id: u32, parent: Option<u32>, memory: u32, threads: &[u32]) -> Proces
             threads: threads.iter().map(|&thread| TaskId(thread)).collect(),
             ended_leader: None,
             handlers_of: None,
-            personality: 0,
             dumpable: 1,
             child_subreaper: false,
             oom_score_adjustment: 0,

@@ -33,6 +33,12 @@ pub struct LightweightProcess {
     /// `PR_GET_SPECULATION_CTRL` of store bypass, indirect branches, and the flush of the level 1 cache; 0 where that is
     /// not the task's own affair.
     pub speculation: [u32; 3],
+    /// `personality(2)`.
+    pub personality: u32,
+    /// Whether it may not identify the processor: `CPUID` ends it with `SIGSEGV` (`ARCH_SET_CPUID`).
+    pub identification_denied: bool,
+    /// `PR_MCE_KILL_GET`: when it is ended by memory that fails.
+    pub memory_failure: u32,
     /// The wait that was interrupted, if it had a limit of time.
     pub wait: Option<Wait>,
     /// Addresses of instructions of the program itself: `syscall; ret`, and the C library's `rt_sigreturn`.

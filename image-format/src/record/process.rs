@@ -41,8 +41,6 @@ pub struct Living {
     pub ended_leader: Option<EndedLeader>,
     /// The first process of the image that has the same signal handlers, if that is another one.
     pub handlers_of: Option<TaskId>,
-    /// `personality(2)`.
-    pub personality: u32,
     /// `PR_GET_DUMPABLE`.
     pub dumpable: u32,
     /// `PR_GET_CHILD_SUBREAPER`.

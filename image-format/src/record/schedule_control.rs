@@ -9,6 +9,8 @@ use serde::{Deserialize, Serialize};
 pub struct ScheduleControl {
     /// The process.
     pub process: TaskId,
+    /// The niceness of the autogroup of its session (`/proc/<pid>/autogroup`); none where there are no autogroups.
+    pub autogroup: Option<i32>,
     /// That of each of its threads, the leader's first.
     pub threads: Vec<ThreadSchedule>,
 }
@@ -37,7 +39,7 @@ pub struct Attributes {
     pub policy: u32,
     /// `SCHED_FLAG_…`.
     pub flags: u64,
-    /// Niceness, for policies that are not real-time.
+    /// Niceness, also where the policy makes no use of it.
     pub nice: i32,
     /// Static priority, for `SCHED_FIFO` and `SCHED_RR`.
     pub priority: u32,
@@ -79,6 +81,9 @@ impl Record for ScheduleControl {
     }
 
     fn check(&self) -> Result<(), String> {
+        if let Some(nice) = self.autogroup.filter(|nice| !(-20..=19).contains(nice)) {
+            return Err(format!("the session of process {} has the niceness {nice}", self.process));
+        }
         for ThreadSchedule { thread, attributes, affinity, memory_policy, .. } in &self.threads {
             if !(-20..=19).contains(&attributes.nice) {
                 return Err(format!("thread {thread} has the niceness {}", attributes.nice));

@@ -112,7 +112,6 @@ fn process(writer: &mut Writer, id: u32, parent: Option<u32>, living: Option<(u3
         threads: threads.iter().copied().map(TaskId).collect(),
         ended_leader: None,
         handlers_of: None,
-        personality: 0,
         dumpable: 1,
         child_subreaper: false,
         oom_score_adjustment: 0,
@@ -143,6 +142,9 @@ fn thread(writer: &mut Writer, id: u32, process: u32) {
         parent_death_signal: 0,
         time_stamp_counter: 1,
         speculation: [0; 3],
+        personality: 0,
+        identification_denied: false,
+        memory_failure: 2,
         wait: None,
         instructions: None,
     };

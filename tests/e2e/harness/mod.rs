@@ -7,6 +7,7 @@
 //! Nothing here sleeps to let something happen: each wait names a condition and has a deadline.
 
 pub(crate) mod case;
+pub(crate) mod image;
 pub(crate) mod process;
 pub(crate) mod programs;
 

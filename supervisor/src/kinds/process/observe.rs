@@ -90,8 +90,6 @@ fn living(process: &mut FrozenProcess) -> Result<Living> {
     let dumpable = batch.must("asking for dumpable", libc::SYS_prctl, [libc::PR_GET_DUMPABLE.into()]);
     let arguments = [libc::PR_GET_CHILD_SUBREAPER.into(), reaper.into()];
     batch.must("asking for the subreaper", libc::SYS_prctl, arguments);
-    let personality =
-        batch.must("asking for the personality", libc::SYS_personality, [0xffff_ffff_u32.into()]);
     let huge_pages = [libc::PR_GET_THP_DISABLE.into(), 0.into(), 0.into(), 0.into(), 0.into()];
     let huge_pages = batch.must("asking for huge pages", libc::SYS_prctl, huge_pages);
     let denial = [libc::PR_GET_MDWE.into(), 0.into(), 0.into(), 0.into(), 0.into()];
@@ -117,7 +115,6 @@ fn living(process: &mut FrozenProcess) -> Result<Living> {
         threads: process.threads.iter().map(|thread| thread.id).collect(),
         ended_leader: process.ended_leader,
         handlers_of: None,
-        personality: number(outcome.get(personality)),
         dumpable: number(outcome.get(dumpable)),
         child_subreaper: outcome.half_word(reaper, 0) != 0,
         oom_score_adjustment: adjustment,

@@ -131,7 +131,6 @@ pub(super) fn outside(all: &[Process]) -> Option<u32> {
 fn state(process: &Process, plan: &mut Plan) {
     let Some(living) = &process.living else { return };
     let mut batch = Batch::new();
-    batch.must("setting the personality", libc::SYS_personality, [living.personality.into()]);
     let reaper = u32::from(living.child_subreaper);
     let arguments = [libc::PR_SET_CHILD_SUBREAPER.into(), reaper.into(), 0.into(), 0.into(), 0.into()];
     batch.must("setting the subreaper", libc::SYS_prctl, arguments);

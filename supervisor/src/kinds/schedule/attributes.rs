@@ -60,6 +60,11 @@ pub(super) fn is_real_time(attributes: &Attributes) -> bool {
     REAL_TIME.contains(&attributes.policy)
 }
 
+/// Whether the policy has a niceness (`SCHED_OTHER`, `SCHED_BATCH`); others keep one that has no effect on them.
+pub(super) fn has_niceness(attributes: &Attributes) -> bool {
+    [0, 3].contains(&attributes.policy)
+}
+
 /// The name of a policy.
 pub(super) fn policy_name(policy: u32) -> &'static str {
     const NAMES: [&str; 8] = [

@@ -1,6 +1,6 @@
 //! Asks each thread how it is scheduled.
 
-use super::{IOPRIO_WHO_PROCESS, attributes};
+use super::{IOPRIO_WHO_PROCESS, attributes, autogroup};
 use crate::error::{Problems, Result};
 use crate::frozen::{Frozen, run_in_all};
 use crate::records::Records;
@@ -29,8 +29,10 @@ pub fn observe(frozen: &mut Frozen, records: &mut Records) -> Result<()> {
         let answers = run_in_all(&mut process.threads, &batch).map_err(|error| error.about(subject));
         if let Some(answers) = problems.take(answers) {
             let answers = process.threads.iter().zip(&answers);
-            let threads = answers.map(|(thread, outcome)| questions.answer(thread.id, outcome, &host));
-            records.push(ScheduleControl { process: id, threads: threads.collect() });
+            let threads =
+                answers.map(|(thread, outcome)| questions.answer(thread.id, outcome, &host)).collect();
+            let autogroup = autogroup::read(process.view).map(|(_, nice)| nice);
+            records.push(ScheduleControl { process: id, autogroup, threads });
         }
     }
     problems.finish()
@@ -67,6 +69,7 @@ struct Host {
 struct Questions {
     attributes: Data,
     affinity: (CallIndex, Data),
+    nice: CallIndex,
     io_priority: CallIndex,
     timer_slack: CallIndex,
     memory_policy: (CallIndex, Data, Data),
@@ -82,6 +85,8 @@ impl Questions {
         let processors = batch.room(MASK_LENGTH);
         let arguments = [zero, Argument::from(MASK_LENGTH), processors.into()];
         let affinity = batch.must("reading the processors", libc::SYS_sched_getaffinity, arguments);
+        let process = Argument::from(libc::PRIO_PROCESS);
+        let nice = batch.must("reading the niceness", libc::SYS_getpriority, [process, zero]);
         let who = Argument::from(IOPRIO_WHO_PROCESS);
         let io_priority = batch.must("reading the priority for disks", libc::SYS_ioprio_get, [who, zero]);
         let option = Argument::from(libc::PR_GET_TIMERSLACK);
@@ -93,7 +98,7 @@ impl Questions {
         let memory = batch.call("reading the memory policy", libc::SYS_get_mempolicy, arguments);
         let affinity = (affinity, processors);
         let memory_policy = (memory, mode, nodes);
-        (batch, Self { attributes, affinity, io_priority, timer_slack, memory_policy })
+        (batch, Self { attributes, affinity, nice, io_priority, timer_slack, memory_policy })
     }
 
     fn answer(&self, thread: TaskId, outcome: &Outcome, host: &Host) -> ThreadSchedule {
@@ -109,6 +114,12 @@ impl Questions {
         if attributes.runtime == host.slice && !attributes::is_real_time(&attributes) {
             attributes.runtime = 0;
         }
+        // Policies without one keep it for the day on which the thread has another policy. The call gives 40 to 1.
+        attributes.nice = outcome
+            .get(self.nice)
+            .ok()
+            .and_then(|value| i32::try_from(value).ok())
+            .map_or(0, |value| 20 - value);
         ThreadSchedule {
             thread,
             attributes,

@@ -1,5 +1,6 @@
 //! Sets how each thread is scheduled.
 
+use super::autogroup::SetShares;
 use super::{IOPRIO_WHO_PROCESS, attributes};
 use crate::error::{Error, Result, Subject, code};
 use crate::plan::{Action, Plan, Stage};
@@ -16,7 +17,9 @@ use vckpt_image_format::record::schedule_control::{
 /// # Errors
 /// If the image can't be read.
 pub fn plan(image: &Image, plan: &mut Plan) -> Result<()> {
+    let mut shares = Vec::new();
     for record in crate::image::all::<ScheduleControl>(image)? {
+        shares.extend(record.autogroup.map(|nice| (record.process, nice)));
         for thread in record.threads {
             if is_ordinary(&thread) {
                 plan.batch(Stage::TaskState, thread.thread, "scheduling", Steps::new(&thread).batch);
@@ -25,6 +28,7 @@ pub fn plan(image: &Image, plan: &mut Plan) -> Result<()> {
             }
         }
     }
+    plan.action(Stage::TaskState, SetShares(shares));
     Ok(())
 }
 
@@ -42,6 +46,7 @@ fn is_ordinary(thread: &ThreadSchedule) -> bool {
 /// The calls for one thread.
 struct Steps {
     batch: Batch,
+    nice: Option<CallIndex>,
     policy: CallIndex,
     clamps: Option<CallIndex>,
     affinity: CallIndex,
@@ -63,6 +68,12 @@ impl Steps {
             let arguments = [option, thread.timer_slack.into(), zero, zero, zero];
             batch.must("setting the timer slack", libc::SYS_prctl, arguments);
         }
+        // Not every policy takes a niceness along.
+        let nice =
+            (thread.attributes.nice != 0 || !attributes::has_niceness(&thread.attributes)).then(|| {
+                let arguments = [Argument::from(libc::PRIO_PROCESS), zero, thread.attributes.nice.into()];
+                add(&mut batch, "setting the niceness", libc::SYS_setpriority, arguments)
+            });
         let attributes = batch.data(&attributes::policy(&thread.attributes));
         let policy =
             add(&mut batch, "setting the policy", libc::SYS_sched_setattr, [zero, attributes.into(), zero]);
@@ -100,7 +111,7 @@ impl Steps {
             }
         };
         let memory_policy = batch.call("setting the memory policy", libc::SYS_set_mempolicy, arguments);
-        Self { batch, policy, clamps, affinity, processors, io_priority, memory_policy }
+        Self { batch, nice, policy, clamps, affinity, processors, io_priority, memory_policy }
     }
 }
 
@@ -120,6 +131,10 @@ impl Action for SetSchedule {
                 Error::system(code, what, errno)
             }
         };
+        if let Some(nice) = steps.nice {
+            let what = format!("setting the niceness {}", self.0.attributes.nice);
+            outcome.get(nice).map_err(refused(what)).map_err(|error| error.about(subject.clone()))?;
+        }
         let described = describe(&self.0.attributes);
         outcome
             .get(steps.policy)

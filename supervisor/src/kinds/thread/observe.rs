@@ -17,6 +17,11 @@ const BY_TASK: u32 = 1;
 /// `PR_GET_TID_ADDRESS`.
 const GET_TID_ADDRESS: i32 = 40;
 
+/// `PR_MCE_KILL_DEFAULT`.
+pub(super) const DEFAULT_FAILURE: u32 = 2;
+/// `ARCH_GET_CPUID`.
+const GET_CPUID: i32 = 0x1011;
+
 /// Adds the records of all threads.
 ///
 /// # Errors
@@ -54,6 +59,9 @@ struct Question {
     death_signal: Data,
     counter: Data,
     speculation: [CallIndex; 3],
+    personality: CallIndex,
+    identification: CallIndex,
+    memory_failure: CallIndex,
 }
 
 impl Question {
@@ -77,13 +85,29 @@ impl Question {
             let arguments = [GET_SPECULATION.into(), kind.into(), 0.into(), 0.into(), 0.into()];
             batch.call("asking for speculation", libc::SYS_prctl, arguments)
         });
-        Self { batch, address, death_signal, counter, speculation }
+        let personality =
+            batch.must("asking for the personality", libc::SYS_personality, [0xffff_ffff_u32.into()]);
+        let arguments = [GET_CPUID.into(), 0.into()];
+        let identification = batch.call("asking for CPUID", libc::SYS_arch_prctl, arguments);
+        let arguments = [libc::PR_MCE_KILL_GET.into(), 0.into(), 0.into(), 0.into(), 0.into()];
+        let memory_failure = batch.call("asking for failing memory", libc::SYS_prctl, arguments);
+        Self {
+            batch,
+            address,
+            death_signal,
+            counter,
+            speculation,
+            personality,
+            identification,
+            memory_failure,
+        }
     }
 
     fn record(&self, process: TaskId, thread: &FrozenThread, answer: &Outcome) -> Result<LightweightProcess> {
         let robust_list = process::robust_list(thread.tid)
             .map_err(|errno| Error::system(code::PROC, "asking for the robust list", errno))?;
         let (rseq_address, size, signature) = thread.agent.rseq();
+        let number = |call| answer.get(call).ok().and_then(|value| u32::try_from(value).ok());
         Ok(LightweightProcess {
             id: thread.id,
             process,
@@ -96,9 +120,12 @@ impl Question {
             parent_death_signal: answer.half_word(self.death_signal, 0),
             time_stamp_counter: answer.half_word(self.counter, 0),
             speculation: self.speculation.map(|call| {
-                let value = answer.get(call).ok().and_then(|value| u32::try_from(value).ok()).unwrap_or(0);
+                let value = number(call).unwrap_or(0);
                 if value & BY_TASK == 0 { 0 } else { value }
             }),
+            personality: number(self.personality).unwrap_or(0),
+            identification_denied: number(self.identification) == Some(0),
+            memory_failure: number(self.memory_failure).unwrap_or(DEFAULT_FAILURE),
             wait: thread.agent.wait(),
             instructions: thread.agent.instructions(),
         })

@@ -1,6 +1,6 @@
 //! Planning threads: what each sets about itself before it gets its registers.
 
-use super::observe::SPECULATION;
+use super::observe::{DEFAULT_FAILURE, SPECULATION};
 use super::release::Release;
 use crate::error::Result;
 use crate::plan::{Action, Plan, Stage};
@@ -18,10 +18,20 @@ use vckpt_image_format::record::signal::Signal;
 const RESTRICTED: u32 = 4 | 8 | 16;
 /// `PR_SET_SPECULATION_CTRL`.
 const SET_SPECULATION: i32 = 53;
+/// `ARCH_SET_CPUID`.
+const SET_CPUID: i32 = 0x1012;
 
-/// Takes the time stamp counter and ways of speculation from a thread.
+/// Takes the time stamp counter, the identification of the processor, and ways of speculation from a thread.
 #[derive(Debug)]
 struct Restrict(LightweightProcess);
+
+impl Restrict {
+    fn is_needed(thread: &LightweightProcess) -> bool {
+        thread.time_stamp_counter > 1
+            || thread.identification_denied
+            || thread.speculation.iter().any(|value| value & RESTRICTED != 0)
+    }
+}
 
 impl Action for Restrict {
     fn act(&self, restoring: &mut Restoring<'_>) -> Result<()> {
@@ -39,7 +49,15 @@ impl Action for Restrict {
             let arguments = [libc::PR_SET_TSC.into(), thread.time_stamp_counter.into()];
             batch.must("taking the time stamp counter", libc::SYS_prctl, arguments);
         }
+        let denial = thread.identification_denied.then(|| {
+            let arguments = [SET_CPUID.into(), 0.into()];
+            batch.call("denying CPUID", libc::SYS_arch_prctl, arguments)
+        });
         let outcome = restoring.run(thread.id, &batch)?;
+        if let Some(Err(errno)) = denial.map(|call| outcome.get(call)) {
+            let line = format!("thread {}: it may identify this processor (CPUID): {errno}", thread.id);
+            restoring.degraded.push(line);
+        }
         if let Some(errno) = calls.into_iter().find_map(|call| outcome.get(call).err()) {
             let line =
                 format!("thread {}: this kernel does not restrict its speculation: {errno}", thread.id);
@@ -57,7 +75,7 @@ pub fn plan(image: &Image, plan: &mut Plan) -> Result<()> {
     let threads = crate::image::all::<LightweightProcess>(image)?;
     for thread in &threads {
         plan.batch(Stage::TaskState, thread.id, "thread", state(thread));
-        if thread.time_stamp_counter > 1 || thread.speculation.iter().any(|value| value & RESTRICTED != 0) {
+        if Restrict::is_needed(thread) {
             plan.action(Stage::Timers, Restrict(thread.clone()));
         }
         if thread.parent_death_signal != 0 {
@@ -107,6 +125,12 @@ fn state(thread: &LightweightProcess) -> Batch {
     let (head, length) = thread.robust_list;
     if head != 0 {
         batch.must("setting the robust list", libc::SYS_set_robust_list, [head.into(), length.into()]);
+    }
+    batch.must("setting the personality", libc::SYS_personality, [thread.personality.into()]);
+    if thread.memory_failure != DEFAULT_FAILURE {
+        let (option, set) = (libc::PR_MCE_KILL.into(), libc::PR_MCE_KILL_SET.into());
+        let arguments = [option, set, thread.memory_failure.into(), 0.into(), 0.into()];
+        batch.must("setting the end by failing memory", libc::SYS_prctl, arguments);
     }
     if let Some(rseq) = thread.rseq {
         let arguments = [rseq.address.into(), rseq.size.into(), 0.into(), rseq.signature.into()];
