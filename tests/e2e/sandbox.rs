@@ -2,14 +2,16 @@
 
 use crate::harness::case::{Case, text, two_rounds};
 use crate::harness::{Outcome, Topic, ensure, need_root};
+use crate::stage::asked::Asked;
 use crate::stage::kernel::{check, fork, pipe, put, take};
 use crate::stage::{Stage, Verdict, thread, verify};
 
 pub(crate) const TOPIC: Topic = Topic {
     name: "sandbox",
-    fixtures: &[("filters", filters), ("forbidding", forbidding)],
+    fixtures: &[("filters", filters), ("common", common), ("forbidding", forbidding)],
     cases: &[
         ("filters_of_threads_and_children", filters_of_threads),
+        ("filters_in_common", filters_in_common),
         ("filters_that_are_refused", filters_that_are_refused),
         ("filters_of_an_ordinary_user", filters_of_an_ordinary_user),
     ],
@@ -18,6 +20,11 @@ pub(crate) const TOPIC: Topic = Topic {
 fn filters_of_threads() -> Outcome {
     need_root()?;
     two_rounds("filters")
+}
+
+fn filters_in_common() -> Outcome {
+    need_root()?;
+    two_rounds("common")
 }
 
 const ALLOW: u32 = libc::SECCOMP_RET_ALLOW;
@@ -90,6 +97,33 @@ fn filters(stage: Stage) {
     stage.serve(move |_| verify_all());
 }
 
+/// Threads that have filters in common, and one of them more: as long as no other has gone a way of its own, it can give
+/// all of its filters to all (`SECCOMP_FILTER_FLAG_TSYNC`).
+fn common(stage: Stage) {
+    check(install(libc::SYS_getppid, ERROR | 42, 0)).unwrap();
+    let early = Asked::thread("with the first filter", || {}, answers);
+    // For all threads at once.
+    check(install(libc::SYS_mount, libc::SECCOMP_RET_KILL_PROCESS, libc::SECCOMP_FILTER_FLAG_TSYNC)).unwrap();
+    check(install(libc::SYS_getpgrp, ERROR | 43, 0)).unwrap();
+    let late = Asked::child("a child", || {}, answers);
+    let of = |errors: &str, filters: u32| {
+        format!("{errors} NoNewPrivs:\t0 Seccomp:\t2 Seccomp_filters:\t{filters}")
+    };
+    let (own, others) = (of("[42, 43, 0]", 3), of("[42, 0, 0]", 2));
+    stage.serve(move |number| {
+        verify!(answers() == own, "{}, not {own}", answers());
+        verify!(early.now()? == others, "a thread: {}, not {others}", early.now()?);
+        late.verify()?;
+        if number == 3 {
+            let result = install(libc::SYS_getuid, ERROR | 44, libc::SECCOMP_FILTER_FLAG_TSYNC);
+            verify!(result == 0, "filters for all threads: {result}");
+            let (wanted, found) = (of("[42, 43, 44]", 4), early.now()?);
+            verify!(found == wanted, "after that: {found}, not {wanted}");
+        }
+        Ok(())
+    });
+}
+
 /// A process whose filter, or mode, is told by the argument.
 fn forbidding(stage: Stage) {
     let kind = stage.arguments[0].as_str();
@@ -100,6 +134,10 @@ fn forbidding(stage: Stage) {
     match kind {
         "kill" => drop(check(install(libc::SYS_timer_gettime, libc::SECCOMP_RET_KILL_PROCESS, 0)).unwrap()),
         "notify" => drop(check(install(libc::SYS_mount, libc::SECCOMP_RET_USER_NOTIF, 0)).unwrap()),
+        "listener" => {
+            let flags = libc::SECCOMP_FILTER_FLAG_NEW_LISTENER;
+            check(install(libc::SYS_mount, libc::SECCOMP_RET_USER_NOTIF, flags)).unwrap();
+        }
         "home" => drop(check(install(libc::SYS_munmap, ERROR | 1, 0)).unwrap()),
         "strict" => {
             let ends = pipe(0);
@@ -138,6 +176,7 @@ fn filters_that_are_refused() -> Outcome {
     need_root()?;
     refused("kill", "does not allow timer_gettime")?;
     refused("notify", "SECCOMP_RET_USER_NOTIF")?;
+    refused("listener", "SECCOMP_RET_USER_NOTIF")?;
     refused("home", "does not allow munmap")?;
     refused("strict", "strict mode of seccomp")
 }

@@ -43,15 +43,17 @@ struct Install {
 }
 
 impl Install {
-    /// Whether all threads have the same filters: then they have them together, as after `SECCOMP_FILTER_FLAG_TSYNC`.
-    fn is_alike(&self) -> bool {
-        let first = self.sandbox.threads.first();
-        self.sandbox.threads.len() == self.tasks.len()
-            && self
-                .sandbox
-                .threads
-                .iter()
-                .all(|thread| first.is_some_and(|first| first.filters == thread.filters))
+    /// How many filters all threads have in common, the oldest first. They have them together, as after
+    /// `SECCOMP_FILTER_FLAG_TSYNC` or as inherited by new threads: then any of them can give more to all.
+    fn in_common(&self) -> usize {
+        let Some((first, others)) = self.sandbox.threads.split_first() else { return 0 };
+        if self.sandbox.threads.len() != self.tasks.len() {
+            return 0;
+        }
+        let with = |other: &ThreadSandbox| {
+            first.filters.iter().zip(&other.filters).take_while(|(one, other)| one == other).count()
+        };
+        others.iter().map(with).min().unwrap_or(first.filters.len())
     }
 }
 
@@ -62,14 +64,8 @@ impl Action for Install {
             let error = Error::system(code::PRIVILEGE, "it ran under seccomp filters", errno);
             error.hint("run vckpt as root, and without filters of its own")
         };
-        let is_alike = self.is_alike();
-        let members: Vec<TaskId> = if is_alike {
-            self.tasks.clone()
-        } else {
-            self.sandbox.threads.iter().map(|thread| thread.thread).collect()
-        };
-        for member in members {
-            let puppet = restoring.puppet(member).map_err(about)?;
+        for thread in &self.sandbox.threads {
+            let puppet = restoring.puppet(thread.thread).map_err(about)?;
             puppet
                 .stop()
                 .map_err(about)?
@@ -77,14 +73,21 @@ impl Action for Install {
                 .map_err(|errno| about(forbidden(errno)))?;
             puppet.resume().map_err(about)?;
         }
-        let (flags, count) = if is_alike { (ALL_THREADS, 1) } else { (0, usize::MAX) };
-        for ThreadSandbox { thread, filters } in self.sandbox.threads.iter().take(count) {
-            for filter in filters {
+        let common = self.in_common();
+        for (number, ThreadSandbox { thread, filters }) in self.sandbox.threads.iter().enumerate() {
+            let (shared, own) = filters.split_at(common);
+            let shared = if number == 0 { shared } else { &[] };
+            for (filter, flags) in with(shared, ALL_THREADS).chain(with(own, 0)) {
                 install(restoring, *thread, filter, flags).map_err(about)?;
             }
         }
         Ok(())
     }
+}
+
+/// Filters, each with these flags.
+fn with(filters: &[Filter], flags: u64) -> impl Iterator<Item = (&Filter, u64)> {
+    filters.iter().map(move |filter| (filter, flags))
 }
 
 /// Puts a filter into the memory of a thread, lets it install it, and takes it away again.
@@ -107,4 +110,28 @@ fn install(restoring: &mut Restoring<'_>, thread: TaskId, filter: &Filter, flags
     batch.must("installing a filter", libc::SYS_seccomp, arguments);
     batch.must("taking room away", libc::SYS_munmap, [place.into(), length.into()]);
     restoring.run(thread, &batch).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn install(tasks: u32, stacks: &[&[u8]]) -> Install {
+        let filter = |&byte: &u8| Filter { flags: 0, program: vec![byte] };
+        let thread = |(id, stack): (u32, &&[u8])| ThreadSandbox {
+            thread: TaskId(id),
+            filters: stack.iter().map(filter).collect(),
+        };
+        let threads = (1..).zip(stacks).map(thread).collect();
+        Install { tasks: (1..=tasks).map(TaskId).collect(), sandbox: Sandbox { process: TaskId(1), threads } }
+    }
+
+    #[test]
+    fn the_oldest_filters_may_be_those_of_all_threads() {
+        assert_eq!(install(1, &[&[1, 2]]).in_common(), 2);
+        assert_eq!(install(3, &[&[1, 2, 3], &[1, 2], &[1, 2, 4]]).in_common(), 2);
+        assert_eq!(install(2, &[&[1, 2], &[3, 2]]).in_common(), 0);
+        // One thread has none.
+        assert_eq!(install(3, &[&[1], &[1]]).in_common(), 0);
+    }
 }
