@@ -8,12 +8,22 @@ use crate::stage::{Stage, Verdict, thread, verify};
 
 pub(crate) const TOPIC: Topic = Topic {
     name: "sandbox",
-    fixtures: &[("filters", filters), ("common", common), ("forbidding", forbidding)],
+    fixtures: &[
+        ("filters", filters),
+        ("common", common),
+        ("forbidding", forbidding),
+        ("landlocked", landlocked),
+        ("not-landlocked", not_landlocked),
+    ],
     cases: &[
         ("filters_of_threads_and_children", filters_of_threads),
         ("filters_in_common", filters_in_common),
         ("filters_that_are_refused", filters_that_are_refused),
         ("filters_of_an_ordinary_user", filters_of_an_ordinary_user),
+        ("landlock_is_refused", landlock_is_refused),
+        ("landlock_of_a_restored_tree", landlock_of_a_restored_tree),
+        ("landlock_is_not_suspected", landlock_is_not_suspected),
+        ("landlock_of_vckpt_itself", landlock_of_vckpt_itself),
     ],
 };
 
@@ -186,4 +196,134 @@ fn filters_of_an_ordinary_user() -> Outcome {
         return crate::harness::skip("an ordinary user");
     }
     refused("plain", "it runs under a seccomp filter")
+}
+
+/// Gives this thread a rule: no sockets are made in any folder.
+fn restrict() -> std::io::Result<()> {
+    const MAKE_SOCKET: u64 = 1 << 9;
+    let attributes = [MAKE_SOCKET];
+    // SAFETY: plain integers, eight bytes of attributes, and a descriptor of our own.
+    unsafe {
+        check(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))?;
+        let rules = check(libc::syscall(libc::SYS_landlock_create_ruleset, attributes.as_ptr(), 8, 0))?;
+        check(libc::syscall(libc::SYS_landlock_restrict_self, rules, 0))?;
+        check(libc::close(rules as i32))?;
+    }
+    Ok(())
+}
+
+fn need_landlock() -> Outcome {
+    let none = std::ptr::null::<u64>();
+    // SAFETY: with this flag there are no attributes.
+    let version = unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, none, 0, 1) };
+    if version > 0 { Ok(()) } else { crate::harness::skip("Landlock") }
+}
+
+/// A tree of which the argument says who has a rule.
+fn landlocked(stage: Stage) {
+    let answer = || std::os::unix::net::UnixListener::bind("socket").is_err().to_string();
+    match stage.arguments[0].as_str() {
+        "process" => restrict().unwrap(),
+        "thread" => std::mem::forget(Asked::thread("a thread", || restrict().unwrap(), answer)),
+        "child" => std::mem::forget(Asked::child("a child", || restrict().unwrap(), answer)),
+        // Asked to do so when it has been restored.
+        _ => {}
+    }
+    let path = stage.path("restrict");
+    stage.serve_except(&["status NoNewPrivs", "no new privileges"], move |_| {
+        if path.exists() {
+            restrict().map_err(|error| error.to_string())?;
+        }
+        Ok(())
+    });
+}
+
+fn refuses_landlock(case: &mut Case, root: i32) -> Outcome {
+    let image = case.path("refused.vckpt");
+    let ran = case.vckpt(&["dump", &root.to_string(), "-o", text(&image)])?;
+    ran.refused(&[3])?;
+    ensure!(ran.stderr.contains("restricted by Landlock"), "not by name: {}", ran.describe());
+    case.ask()
+}
+
+fn landlock_is_refused() -> Outcome {
+    need_landlock()?;
+    for who in ["process", "thread", "child"] {
+        let mut case = Case::new()?;
+        let root = case.start("landlocked", &[who])?;
+        refuses_landlock(&mut case, root)?;
+        case.finish(root)?;
+    }
+    Ok(())
+}
+
+/// One that is in namespaces of its own by then, if an ordinary user has restored it.
+fn landlock_of_a_restored_tree() -> Outcome {
+    need_landlock()?;
+    let mut case = Case::new()?;
+    let root = case.start("landlocked", &["later"])?;
+    let root = case.round(root)?;
+    let root = case.round(root)?;
+    std::fs::write(case.path("restrict"), "")?;
+    case.ask()?;
+    if !case.is_control() {
+        refuses_landlock(&mut case, root)?;
+    }
+    case.finish(root)
+}
+
+/// Threads and children that are others than root, without rules.
+fn not_landlocked(stage: Stage) {
+    let name = || "free".to_owned();
+    let user = |number: u32| {
+        // SAFETY: plain integers, for this thread alone.
+        unsafe {
+            check(libc::syscall(libc::SYS_setresgid, number, number, number)).unwrap();
+            check(libc::syscall(libc::SYS_setresuid, number, number, number)).unwrap();
+        }
+    };
+    let no_more = || {
+        // SAFETY: plain integers.
+        check(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }).unwrap();
+    };
+    let mut all = vec![Asked::thread("without new privileges", no_more, name)];
+    if crate::harness::is_root() {
+        all.push(Asked::thread("a thread of another user", move || user(2001), name));
+        all.push(Asked::child("a child of another user", move || user(2002), name));
+    }
+    stage.serve(move |_| crate::stage::asked::verify_all(&all));
+}
+
+fn landlock_is_not_suspected() -> Outcome {
+    let mut case = Case::new()?;
+    let mut root = case.start("not-landlocked", &[])?;
+    for _ in 0..2 {
+        let image = case.path("exact.vckpt");
+        let ran =
+            case.vckpt(&["dump", &root.to_string(), "--leave-running", "--force", "-o", text(&image)])?;
+        let ran = ran.good()?;
+        ensure!(!ran.stderr.contains("Landlock"), "Landlock is suspected: {}", ran.describe());
+        root = case.round(root)?;
+    }
+    case.finish(root)
+}
+
+/// What `vckpt` may not do, the tree that it traces may not do either.
+fn landlock_of_vckpt_itself() -> Outcome {
+    need_landlock()?;
+    let mut case = Case::new()?;
+    let image = case.path("restricted.vckpt");
+    let bash = crate::harness::programs::need_program("bash")?;
+    let mut command = case.command(&bash, "restricted")?;
+    let script = "\"$0\" fixture landlocked \"$1\" later & root=$!; while [ ! -e ready ]; do :; done; \
+                  \"$2\" dump $root -o \"$3\"; echo $? > status";
+    command.args(["-c", script]).arg(&case.fixtures).arg(&case.folder).arg(&case.vckpt).arg(&image);
+    // SAFETY: system calls only.
+    unsafe { std::os::unix::process::CommandExt::pre_exec(&mut command, restrict) };
+    let pid = crate::harness::process::spawn(&mut command)?;
+    crate::harness::process::wait_exit(pid, std::time::Duration::from_secs(60))?;
+    let output = case.output("restricted");
+    ensure!(std::fs::read_to_string(case.path("status"))?.trim() == "0", "a restricted dump: {output}");
+    ensure!(output.contains("vckpt is restricted by Landlock"), "it does not say so: {output}");
+    case.finish_empty()
 }

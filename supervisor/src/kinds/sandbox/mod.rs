@@ -16,12 +16,16 @@
 //! # What is not
 //!
 //! Strict mode, filters that ask a supervisor (`SECCOMP_RET_USER_NOTIF`), and threads of ordinary users that have filters
-//! are refused. Landlock rules can't be seen by anybody, and are lost.
+//! are refused; so is a thread that has rules of Landlock, which nobody can see ([`landlock`] tells that there are some).
+//!
+//! Strict mode leaves four calls to a thread, none of which a stub could do without: if this program were killed while
+//! the mode is suspended, the stub's next call would end the thread.
 //!
 //! # What it needs
 //!
 //! `CAP_SYS_ADMIN` in the first user namespace, and no filter upon this program; a kernel with `CONFIG_CHECKPOINT_RESTORE`.
 
 pub mod filter;
+mod landlock;
 pub mod observe;
 pub mod restore;

@@ -1,6 +1,7 @@
 //! Reads filters, suspends them, and refuses those under which no dump is safe.
 
 use super::filter::{self, ALLOW, ERROR, LOG};
+use super::landlock;
 use crate::error::{Error, Result, code};
 use crate::frozen::Frozen;
 use crate::records::Records;
@@ -21,7 +22,9 @@ const ON_THE_WAY_HOME: [(i64, &str); 5] = [
 ];
 
 /// All other calls that a stub makes in a target. They may fail when this program is gone.
-const OTHERS: [(i64, &str); 33] = [
+const OTHERS: [(i64, &str); 35] = [
+    (libc::SYS_get_robust_list, "get_robust_list"),
+    (libc::SYS_readlinkat, "readlinkat"),
     (libc::SYS_socketpair, "socketpair"),
     (libc::SYS_mmap, "mmap"),
     (libc::SYS_mprotect, "mprotect"),
@@ -96,10 +99,10 @@ fn refuse(filters: &[Filter]) -> Result<()> {
     Ok(())
 }
 
-/// Gives the records of all filters.
+/// Gives the records of all filters, and refuses what has rules of Landlock.
 ///
 /// # Errors
-/// None.
+/// [`code::TASK_STATE`]; what the stubs say.
 pub fn observe(frozen: &mut Frozen, records: &mut Records) -> Result<()> {
     for process in frozen.living() {
         let threads = process.threads.iter().filter(|thread| !thread.filters.is_empty());
@@ -110,5 +113,5 @@ pub fn observe(frozen: &mut Frozen, records: &mut Records) -> Result<()> {
             records.push(Sandbox { process: process.id, threads });
         }
     }
-    Ok(())
+    landlock::observe(frozen, records)
 }
