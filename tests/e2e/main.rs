@@ -42,6 +42,7 @@ mod databases;
 mod datagrams;
 mod events;
 mod files;
+mod futexes;
 mod guards;
 mod handles;
 mod ipc;
@@ -63,6 +64,7 @@ mod runtimes;
 mod sandbox;
 mod schedules;
 mod segments;
+mod sequences;
 mod servers;
 mod shapes;
 mod sharing;
@@ -93,6 +95,8 @@ const TOPICS: &[Topic] = &[
     waits::TOPIC,
     blocked::TOPIC,
     threads::TOPIC,
+    sequences::TOPIC,
+    futexes::TOPIC,
     small_stacks::TOPIC,
     tree::TOPIC,
     memory::TOPIC,
