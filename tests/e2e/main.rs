@@ -55,6 +55,7 @@ mod outside;
 mod over;
 mod paths;
 mod pipes;
+mod processor;
 mod ptys;
 mod ranges;
 mod reception;
@@ -92,6 +93,7 @@ use libtest_mimic::{Arguments, Completion, Trial};
 /// All topics, in the order in which one would bring them to life.
 const TOPICS: &[Topic] = &[
     spin::TOPIC,
+    processor::TOPIC,
     waits::TOPIC,
     blocked::TOPIC,
     threads::TOPIC,

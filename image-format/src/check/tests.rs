@@ -31,6 +31,7 @@ fn process(id: u32, parent: Option<u32>, memory: u32, threads: &[u32]) -> Proces
             core_dump_filter: None,
             deny_write_execute: 0,
             memory_barriers: 0,
+            permitted_components: 0,
             huge_pages_disabled: 0,
         }),
     }

@@ -53,6 +53,8 @@ pub struct Living {
     pub deny_write_execute: u32,
     /// What is registered with membarrier(2): `MEMBARRIER_CMD_REGISTER_…`.
     pub memory_barriers: u32,
+    /// The components of the processor's state that it may use (`ARCH_GET_XCOMP_PERM`); 0 if the kernel does not tell.
+    pub permitted_components: u64,
     /// `PR_GET_THP_DISABLE`: 0, or 1 with the flags of `PR_SET_THP_DISABLE`.
     pub huge_pages_disabled: u32,
 }

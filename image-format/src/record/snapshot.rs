@@ -26,6 +26,8 @@ pub struct Snapshot {
     pub boot_id: String,
     /// Bits of the extended processor state that the host has enabled (XCR0).
     pub xstate_features: u64,
+    /// What programs may do on its processor: names as in `/proc/cpuinfo`.
+    pub processor_features: Vec<String>,
     /// Size of the extended processor state, in bytes.
     pub xstate_size: u32,
     /// Effective user ID of who made the image.

@@ -60,6 +60,7 @@ fn snapshot() -> Snapshot {
         time_namespace: false,
         boot_id: "00000000-0000-0000-0000-000000000000".to_owned(),
         xstate_features: 7,
+        processor_features: vec!["avx".to_owned()],
         xstate_size: 832,
         dumped_by: 1000,
         degraded: Vec::new(),

@@ -16,7 +16,7 @@
 mod bytes;
 
 /// Changes with every change of the protocol.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 /// First word of a boot page: `"vckpboot"` read as a little-endian number.
 pub const BOOT_MAGIC: u64 = u64::from_le_bytes(*b"vckpboot");
 /// Result of a call that was not run because an earlier [`STOP_ON_ERROR`] call failed.
@@ -188,4 +188,7 @@ pub mod operation {
     /// `arguments[0]` has ended and no other is left, and end as it did: with its status, or with 128 + N if signal N
     /// ended it. Signals are left as they are. The result is 0; calls behind it are not run.
     pub const INIT: u64 = 0x7663_0004;
+    /// Use a tile of AMX, which the process must be permitted to: the kernel then makes room for tiles in the state of
+    /// this task. The result is 0.
+    pub const TILES: u64 = 0x7663_0005;
 }

@@ -85,6 +85,10 @@ impl Batch<'_> {
                 let [root, ..] = arguments;
                 Step::Leave(Outcome::Init { root })
             }
+            operation::TILES => {
+                sys::use_tiles();
+                Step::Result(0)
+            }
             number => {
                 // SAFETY: the supervisor wrote this call, and holds the other end of the socket: serving it means
                 // giving it the power over this process. All memory that a batch is meant to write is outside what

@@ -42,6 +42,7 @@ fn image() -> View {
             time_namespace: false,
             boot_id: String::new(),
             xstate_features: 0,
+            processor_features: Vec::new(),
             xstate_size: 0,
             dumped_by: 0,
             degraded: vec!["one thing".to_owned()],
@@ -118,6 +119,7 @@ fn process(writer: &mut Writer, id: u32, parent: Option<u32>, living: Option<(u3
         core_dump_filter: Some(0x33),
         deny_write_execute: 0,
         memory_barriers: 0,
+        permitted_components: 0,
         huge_pages_disabled: 0,
     });
     let parent = parent.map(TaskId);

@@ -1,8 +1,10 @@
 //! Snapshot and platform name (kinds 10 and 12): the image itself, and the host that the application knew.
 //!
-//! Saved: clocks, boot, processor state size, `uname(2)` as the application's UTS namespace shows it. Not restored:
+//! Saved: clocks, boot, what the processor can do, `uname(2)` as the application's UTS namespace shows it. Not restored:
 //! the host name (that is the business of UTS namespaces), kernel release and machine (nobody can). What a processor
 //! lacks is refused before anything is made.
+
+mod features;
 
 use crate::error::{Error, Result, code};
 use crate::frozen::Frozen;
@@ -45,7 +47,7 @@ fn observe(frozen: &mut Frozen, records: &mut Records) -> Result<()> {
     let name = |index: usize| names.get(index).cloned().unwrap_or_default();
     let xstate = process.threads.first().map(|leader| leader.agent.xstate()).unwrap_or_default();
     // The first word of the area that XSAVE leaves to software: ptrace puts XCR0 there.
-    let features = xstate.get(464..472).and_then(|word| word.try_into().ok()).map_or(0, u64::from_le_bytes);
+    let components = xstate.get(464..472).and_then(|word| word.try_into().ok()).map_or(0, u64::from_le_bytes);
     let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let degraded = records.degraded.clone();
     // The snapshot is the first record of an image.
@@ -60,7 +62,8 @@ fn observe(frozen: &mut Frozen, records: &mut Records) -> Result<()> {
             boottime,
             time_namespace: crate::kinds::namespace::has_own_clocks(process.view),
             boot_id: boot_id.trim().to_owned(),
-            xstate_features: features,
+            xstate_features: components,
+            processor_features: features::here(),
             xstate_size: u32::try_from(xstate.len()).unwrap_or(u32::MAX),
             dumped_by: nix::unistd::geteuid().as_raw(),
             degraded,
@@ -82,34 +85,13 @@ fn until_zero(field: &[u8]) -> Text {
 
 fn plan(image: &Image, _plan: &mut Plan) -> Result<()> {
     let snapshot: Snapshot = crate::image::one(image)?;
-    let here = host_features();
-    let missing = snapshot.xstate_features & !here;
-    if missing == 0 {
+    let here = features::here();
+    let mut missing = features::component_names(snapshot.xstate_features & !features::components());
+    let missing_instructions = features::missing(&snapshot.processor_features, &here);
+    missing.extend(missing_instructions.into_iter().map(str::to_owned));
+    if missing.is_empty() {
         return Ok(());
     }
-    Err(Error::new(code::PROCESSOR_FEATURE, "this processor lacks what the image was made with")
-        .because(format!("missing state components: {}", component_names(missing))))
-}
-
-/// XCR0 of this host: the state components that the kernel has enabled.
-fn host_features() -> u64 {
-    let leaf = core::arch::x86_64::__cpuid_count(0xd, 0);
-    u64::from(leaf.eax) | u64::from(leaf.edx) << 32
-}
-
-fn component_names(components: u64) -> String {
-    const NAMES: [(u32, &str); 8] = [
-        (1, "SSE"),
-        (2, "AVX"),
-        (5, "AVX-512 masks"),
-        (6, "AVX-512 upper halves"),
-        (7, "AVX-512 upper registers"),
-        (9, "protection keys"),
-        (17, "AMX configuration"),
-        (18, "AMX tiles"),
-    ];
-    let name = |bit: u32| {
-        NAMES.iter().find(|(of, _)| *of == bit).map_or_else(|| format!("bit {bit}"), |(_, n)| (*n).to_owned())
-    };
-    (0..64).filter(|bit| components & (1 << bit) != 0).map(name).collect::<Vec<_>>().join(", ")
+    Err(Error::new(code::PROCESSOR_FEATURE, "this processor lacks what the programs of the image may use")
+        .because(format!("missing: {}", missing.join(", "))))
 }

@@ -13,6 +13,9 @@ use vckpt_image_format::{DescriptorTableId, FileSystemContextId, MemoryId, TaskI
 /// `MEMBARRIER_CMD_GET_REGISTRATIONS` (Linux 6.3).
 const MEMBARRIER_GET_REGISTRATIONS: u32 = 1 << 9;
 
+/// `ARCH_GET_XCOMP_PERM` (Linux 5.16).
+const GET_PERMITTED_COMPONENTS: u32 = 0x1022;
+
 /// Adds the records of all processes.
 ///
 /// # Errors
@@ -99,6 +102,9 @@ fn living(process: &mut FrozenProcess) -> Result<Living> {
         libc::SYS_membarrier,
         [MEMBARRIER_GET_REGISTRATIONS.into(), 0.into(), 0.into()],
     );
+    let components = batch.room(8);
+    let arguments = [GET_PERMITTED_COMPONENTS.into(), components.into()];
+    batch.call("asking for components of the state", libc::SYS_arch_prctl, arguments);
     let outcome = process.run(&batch)?;
     let number = |result: std::result::Result<u64, _>| {
         result.ok().and_then(|value| u32::try_from(value).ok()).unwrap_or(0)
@@ -121,6 +127,7 @@ fn living(process: &mut FrozenProcess) -> Result<Living> {
         core_dump_filter,
         deny_write_execute: number(outcome.get(denial)),
         memory_barriers: number(outcome.get(barriers)),
+        permitted_components: outcome.word(components, 0),
         huge_pages_disabled: number(outcome.get(huge_pages)),
     })
 }

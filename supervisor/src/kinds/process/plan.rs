@@ -14,6 +14,11 @@ use vckpt_image_format::reader::Image;
 use vckpt_image_format::record::process::Process;
 use vckpt_image_format::record::process_status::{ProcessStatus, State};
 
+/// The component of the processor's state that has to be asked for: the tiles of AMX.
+pub const TILES: u64 = 1 << 18;
+/// `ARCH_REQ_XCOMP_PERM`.
+const REQUEST_COMPONENT: u32 = 0x1023;
+
 /// Adds the making of all processes and threads, and the state of each process.
 ///
 /// # Errors
@@ -141,6 +146,11 @@ fn state(process: &Process, plan: &mut Plan) {
     batch.must("setting the use of huge pages", libc::SYS_prctl, arguments);
     for bit in (0..32).map(|number| 1_u32 << number).filter(|bit| living.memory_barriers & bit != 0) {
         batch.must("registering memory barriers", libc::SYS_membarrier, [bit.into(), 0.into(), 0.into()]);
+    }
+    // What needs no permission can be used by everybody.
+    if living.permitted_components & TILES != 0 {
+        let arguments = [REQUEST_COMPONENT.into(), TILES.trailing_zeros().into()];
+        batch.must("asking for the use of tiles", libc::SYS_arch_prctl, arguments);
     }
     plan.batch(Stage::TaskState, process.id, "process", batch);
     let score = living.oom_score_adjustment.to_string();

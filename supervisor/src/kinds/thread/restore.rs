@@ -3,6 +3,7 @@
 use super::observe::{DEFAULT_FAILURE, SPECULATION};
 use super::release::Release;
 use crate::error::Result;
+use crate::kinds::process::plan::TILES;
 use crate::plan::{Action, Plan, Stage};
 use crate::restoring::Restoring;
 use crate::stub::batch::Batch;
@@ -13,11 +14,14 @@ use vckpt_image_format::record::lightweight_process::LightweightProcess;
 use vckpt_image_format::record::process::Process;
 use vckpt_image_format::record::process_map::Source;
 use vckpt_image_format::record::signal::Signal;
+use vckpt_parasite::protocol::operation;
 
 /// `PR_SPEC_DISABLE | PR_SPEC_FORCE_DISABLE | PR_SPEC_DISABLE_NOEXEC`.
 const RESTRICTED: u32 = 4 | 8 | 16;
 /// `PR_SET_SPECULATION_CTRL`.
 const SET_SPECULATION: i32 = 53;
+/// Where the extended state says which of its components are in use (`XSTATE_BV`).
+const USED_COMPONENTS: usize = 512;
 /// `ARCH_SET_CPUID`.
 const SET_CPUID: i32 = 0x1012;
 
@@ -75,6 +79,13 @@ pub fn plan(image: &Image, plan: &mut Plan) -> Result<()> {
     let threads = crate::image::all::<LightweightProcess>(image)?;
     for thread in &threads {
         plan.batch(Stage::TaskState, thread.id, "thread", state(thread));
+        if uses_tiles(thread) {
+            // Its process has the permission by now. The kernel gives a thread room for tiles when it uses one, and takes
+            // none from ptrace before.
+            let mut batch = Batch::new();
+            batch.operation("using tiles", operation::TILES, []);
+            plan.batch(Stage::Timers, thread.id, "thread", batch);
+        }
         if Restrict::is_needed(thread) {
             plan.action(Stage::Timers, Restrict(thread.clone()));
         }
@@ -108,6 +119,12 @@ pub fn plan(image: &Image, plan: &mut Plan) -> Result<()> {
         .collect();
     plan.action(Stage::Release, Release { threads, vdso, masks });
     Ok(())
+}
+
+/// Whether there is something in tiles of its extended state.
+fn uses_tiles(thread: &LightweightProcess) -> bool {
+    let used = thread.xstate.get(USED_COMPONENTS..USED_COMPONENTS + 8).and_then(|word| word.try_into().ok());
+    used.is_some_and(|word| u64::from_le_bytes(word) & TILES != 0)
 }
 
 fn name(batch: &mut Batch, name: &Text) {
