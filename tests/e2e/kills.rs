@@ -16,6 +16,8 @@ pub(crate) const TOPIC: Topic = Topic {
     fixtures: &[("restless", restless)],
     cases: &[
         ("dump_killed_at_random", dump_killed_at_random),
+        ("dump_killed_with_extended_states", dump_killed_with_extended_states),
+        ("dump_killed_under_filters", dump_killed_under_filters),
         ("dump_interrupted", dump_interrupted),
         ("restore_interrupted", restore_interrupted),
     ],
@@ -141,8 +143,24 @@ fn random(state: &mut u64) -> u64 {
 }
 
 fn dump_killed_at_random() -> Outcome {
+    killed_at_random("restless", &[], short_or_long(40, 300))
+}
+
+/// The way home carries the extended state of the processor, with tiles where there are some.
+fn dump_killed_with_extended_states() -> Outcome {
+    let tiles: &[&str] = if crate::processor::has_tiles() { &["tiles"] } else { &[] };
+    killed_at_random("extended", tiles, short_or_long(8, 200))
+}
+
+/// Filters are suspended during a dump, and count again when it is killed.
+fn dump_killed_under_filters() -> Outcome {
+    crate::harness::need_root()?;
+    killed_at_random("filters", &[], short_or_long(12, 200))
+}
+
+fn killed_at_random(fixture: &str, arguments: &[&str], count: u32) -> Outcome {
     let mut case = Case::new()?;
-    let root = case.start("restless", &[])?;
+    let root = case.start(fixture, arguments)?;
     case.ask()?;
     let calm = outside(root)?;
     let image = case.path("killed.vckpt");
@@ -156,7 +174,7 @@ fn dump_killed_at_random() -> Outcome {
     let seed = seed.unwrap_or_else(|| u64::from(std::process::id()) << 20 | longest);
     let mut state = seed | 1;
     let (mut whole, mut none) = (0, 0);
-    for number in 0..short_or_long(40, 300) {
+    for number in 0..count {
         let moment = Duration::from_micros(random(&mut state) % longest);
         let what = format!("kill {number} after {moment:?} (VCKPT_TEST_SEED={seed})");
         let (supervisor, files) = case.start_vckpt(&arguments)?;
