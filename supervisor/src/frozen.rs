@@ -3,6 +3,7 @@
 //! It is made by [`freeze`](crate::freeze), which also lets it go again.
 
 use crate::error::{Error, Problems, Result, Subject, code};
+use crate::kinds::sandbox::observe::permit;
 use crate::proc::identity::Identity;
 use crate::proc::maps::MapLine;
 use crate::proc::stat::Stat;
@@ -161,6 +162,7 @@ impl FrozenProcess {
 /// # Errors
 /// If a stub can't be reached, or a call that must not fail did.
 pub fn run_in_all(threads: &mut [FrozenThread], batch: &Batch) -> Result<Vec<Outcome>> {
+    threads.iter().try_for_each(|thread| permit(&thread.filters, batch))?;
     for thread in threads.iter_mut() {
         thread.agent.send(batch)?;
     }
@@ -176,6 +178,7 @@ impl FrozenThread {
     /// # Errors
     /// If the stub can't be reached, or a call that must not fail did.
     pub fn run(&mut self, batch: &Batch) -> Result<Outcome> {
+        permit(&self.filters, batch)?;
         self.agent.run(batch)
     }
 }

@@ -3,7 +3,7 @@
 //! Most checks are the comparison of facts that every fixture makes; here are programs in unusual states.
 
 use crate::harness::case::{Case, text, two_rounds};
-use crate::harness::{Outcome, Topic, ensure, need_root};
+use crate::harness::{Outcome, Topic, ensure, need_root, skip};
 use crate::stage::kernel::{check, fork, pipe, put, take};
 use crate::stage::{Stage, thread, verify};
 
@@ -17,6 +17,7 @@ pub(crate) const TOPIC: Topic = Topic {
         ("odd", odd),
         ("modes", modes),
         ("dispatching", dispatching),
+        ("segmented", segmented),
     ],
     cases: &[
         ("user_and_groups", as_root_user),
@@ -27,6 +28,7 @@ pub(crate) const TOPIC: Topic = Topic {
         ("modes_of_processor_and_memory", || two_rounds("modes")),
         ("calls_that_are_dispatched", calls_that_are_dispatched),
         ("real_time", as_root_real_time),
+        ("segments_of_its_own", segments_of_its_own),
     ],
 };
 
@@ -321,14 +323,35 @@ fn dispatching(stage: Stage) {
     stage.serve(|_| Ok(()));
 }
 
+/// Has a segment in a table of its own.
+fn segmented(stage: Stage) {
+    // Entry 3; a base and a limit; 32 bits, usable.
+    let description = [3_u32, 0x1000, 0xfff, 0x41];
+    // SAFETY: the sixteen bytes of a description. Nobody uses the segment.
+    check(unsafe { libc::syscall(libc::SYS_modify_ldt, 0x11, description.as_ptr(), 16) }).unwrap();
+    stage.serve(|_| Ok(()));
+}
+
+fn segments_of_its_own() -> Outcome {
+    // SAFETY: no room, no bytes: it tells whether the kernel has such tables.
+    if unsafe { libc::syscall(libc::SYS_modify_ldt, 0, std::ptr::null::<u8>(), 0) } != 0 {
+        return skip("modify_ldt(2)");
+    }
+    refused("segmented", "segments of its own (modify_ldt)")
+}
+
 /// A stub's calls would be dispatched too.
 fn calls_that_are_dispatched() -> Outcome {
+    refused("dispatching", "syscall user dispatch")
+}
+
+fn refused(fixture: &str, words: &str) -> Outcome {
     let mut case = Case::new()?;
-    let root = case.start("dispatching", &[])?;
+    let root = case.start(fixture, &[])?;
     let image = case.path("refused.vckpt");
     let ran = case.vckpt(&["dump", &root.to_string(), "-o", text(&image)])?;
     ran.refused(&[3])?;
-    ensure!(ran.stderr.contains("syscall user dispatch"), "not by name: {}", ran.describe());
+    ensure!(ran.stderr.contains(words), "not by name: {}", ran.describe());
     case.ask()?;
     case.finish(root)
 }

@@ -11,6 +11,7 @@ pub mod groups;
 pub mod make;
 pub mod observe;
 pub mod plan;
+mod segments;
 pub mod sessions;
 
 use crate::kinds::KindEntry;

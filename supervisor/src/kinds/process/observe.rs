@@ -25,6 +25,10 @@ pub fn observe(frozen: &mut Frozen, records: &mut Records) -> Result<()> {
     let mut all = Vec::new();
     for process in &mut frozen.processes {
         let living = if process.threads.is_empty() { None } else { problems.take(living(process)) };
+        if living.is_some() {
+            let subject = process.subject();
+            problems.take(super::segments::refuse(process).map_err(|error| error.about(subject)));
+        }
         all.push(Process {
             id: process.id,
             parent: process.parent,

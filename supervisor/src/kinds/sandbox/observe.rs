@@ -5,12 +5,16 @@ use super::landlock;
 use crate::error::{Error, Result, code};
 use crate::frozen::Frozen;
 use crate::records::Records;
+use crate::stub::batch::Batch;
 use crate::tracee::Stopped;
 use nix::errno::Errno;
 use vckpt_image_format::record::sandbox::{Filter, Sandbox, ThreadSandbox};
 
 /// `SECCOMP_MODE_STRICT`.
 const STRICT: u32 = 1;
+
+/// The lowest number of an operation of the stub.
+const FIRST_OPERATION: u32 = 0x7663_0000;
 
 /// The calls without which a stub does not find home.
 const ON_THE_WAY_HOME: [(i64, &str); 5] = [
@@ -22,7 +26,9 @@ const ON_THE_WAY_HOME: [(i64, &str); 5] = [
 ];
 
 /// All other calls that a stub makes in a target. They may fail when this program is gone.
-const OTHERS: [(i64, &str); 35] = [
+const OTHERS: [(i64, &str); 37] = [
+    (libc::SYS_getpriority, "getpriority"),
+    (libc::SYS_get_thread_area, "get_thread_area"),
     (libc::SYS_get_robust_list, "get_robust_list"),
     (libc::SYS_readlinkat, "readlinkat"),
     (libc::SYS_socketpair, "socketpair"),
@@ -99,6 +105,33 @@ fn refuse(filters: &[Filter]) -> Result<()> {
     Ok(())
 }
 
+/// Refuses a batch for a thread under filters, if one of its calls is not among those above and would end the thread.
+///
+/// # Errors
+/// [`code::TASK_STATE`].
+pub fn permit(filters: &[Filter], batch: &Batch) -> Result<()> {
+    if filters.is_empty() {
+        return Ok(());
+    }
+    let is_known = |number: i64| ON_THE_WAY_HOME.iter().chain(&OTHERS).any(|(known, _)| *known == number);
+    for (call, label) in batch.calls.iter().zip(&batch.labels) {
+        // Numbers that are no system calls are the stub's own.
+        let Ok(number) = u32::try_from(call.number).map(|number| (number, i64::from(number))) else {
+            continue;
+        };
+        let answers = || filters.iter().flat_map(|filter| filter::answers(&filter.program, number.0));
+        if number.0 < FIRST_OPERATION
+            && !is_known(number.1)
+            && !answers().all(|answer| matches!(answer, ALLOW | LOG | ERROR))
+        {
+            let what = format!("its seccomp filter does not allow call {}, made for {label}", number.0);
+            let why = "it would be harmed by a dump that is killed while its stub makes that call";
+            return Err(Error::new(code::TASK_STATE, what).because(why));
+        }
+    }
+    Ok(())
+}
+
 /// Gives the records of all filters, and refuses what has rules of Landlock.
 ///
 /// # Errors
@@ -114,4 +147,33 @@ pub fn observe(frozen: &mut Frozen, records: &mut Records) -> Result<()> {
         }
     }
     landlock::observe(frozen, records)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stub::batch::Argument;
+    use vckpt_parasite::protocol::operation;
+
+    #[test]
+    fn calls_that_end_a_thread_are_not_made_in_it() {
+        // Ends the thread at every call but munmap.
+        let number = u32::try_from(libc::SYS_munmap).unwrap().to_le_bytes();
+        let mut program = vec![0x20, 0, 0, 0, 0, 0, 0, 0, 0x15, 0, 1, 0];
+        program.extend(number);
+        program.extend([6, 0, 0, 0, 0, 0, 0xff, 0x7f, 6, 0, 0, 0, 0, 0, 0, 0]);
+        let filters = [Filter { flags: 0, program }];
+        let batch = |number| {
+            let mut batch = Batch::new();
+            batch.call("something", number, [Argument::value(0)]);
+            batch
+        };
+        assert_eq!(permit(&filters, &batch(libc::SYS_munmap)), Ok(()));
+        assert_eq!(permit(&[], &batch(libc::SYS_reboot)), Ok(()));
+        let error = permit(&filters, &batch(libc::SYS_reboot)).unwrap_err();
+        assert_eq!(error.what, "its seccomp filter does not allow call 169, made for something");
+        let mut batch = Batch::new();
+        batch.operation("parking", operation::PARK, []);
+        assert_eq!(permit(&filters, &batch), Ok(()));
+    }
 }

@@ -19,6 +19,8 @@ const GET_TID_ADDRESS: i32 = 40;
 
 /// `PR_MCE_KILL_DEFAULT`.
 pub(super) const DEFAULT_FAILURE: u32 = 2;
+/// `PR_GET_IO_FLUSHER`.
+const GET_FLUSHER: i32 = 58;
 /// `ARCH_GET_CPUID`.
 const GET_CPUID: i32 = 0x1011;
 
@@ -43,6 +45,12 @@ pub fn observe(frozen: &mut Frozen, records: &mut Records) -> Result<()> {
                     thread.id
                 ));
             }
+            if answer.get(question.flusher) == Ok(1) {
+                records.degraded.push(format!(
+                    "{subject}: thread {} may use reserves of memory to write to disks (PR_SET_IO_FLUSHER): not kept",
+                    thread.id
+                ));
+            }
             let record = question.record(id, thread, &answer).map_err(|error| error.about(subject.clone()));
             if let Some(record) = problems.take(record) {
                 records.push(record);
@@ -62,6 +70,7 @@ struct Question {
     personality: CallIndex,
     identification: CallIndex,
     memory_failure: CallIndex,
+    flusher: CallIndex,
 }
 
 impl Question {
@@ -91,6 +100,8 @@ impl Question {
         let identification = batch.call("asking for CPUID", libc::SYS_arch_prctl, arguments);
         let arguments = [libc::PR_MCE_KILL_GET.into(), 0.into(), 0.into(), 0.into(), 0.into()];
         let memory_failure = batch.call("asking for failing memory", libc::SYS_prctl, arguments);
+        let arguments = [GET_FLUSHER.into(), 0.into(), 0.into(), 0.into(), 0.into()];
+        let flusher = batch.call("asking for the use of reserves", libc::SYS_prctl, arguments);
         Self {
             batch,
             address,
@@ -100,6 +111,7 @@ impl Question {
             personality,
             identification,
             memory_failure,
+            flusher,
         }
     }
 
