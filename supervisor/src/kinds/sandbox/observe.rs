@@ -159,7 +159,7 @@ mod tests {
     fn calls_that_end_a_thread_are_not_made_in_it() {
         // Ends the thread at every call but munmap.
         let number = u32::try_from(libc::SYS_munmap).unwrap().to_le_bytes();
-        let mut program = vec![0x20, 0, 0, 0, 0, 0, 0, 0, 0x15, 0, 1, 0];
+        let mut program = vec![0x20, 0, 0, 0, 0, 0, 0, 0, 0x15, 0, 0, 1];
         program.extend(number);
         program.extend([6, 0, 0, 0, 0, 0, 0xff, 0x7f, 6, 0, 0, 0, 0, 0, 0, 0]);
         let filters = [Filter { flags: 0, program }];
