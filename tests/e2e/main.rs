@@ -57,6 +57,7 @@ mod paths;
 mod pipes;
 mod processor;
 mod ptys;
+mod queues;
 mod ranges;
 mod reception;
 mod refusals;
@@ -116,6 +117,7 @@ const TOPICS: &[Topic] = &[
     pipes::TOPIC,
     outside::TOPIC,
     signals::TOPIC,
+    queues::TOPIC,
     timers::TOPIC,
     attributes::TOPIC,
     rights::TOPIC,

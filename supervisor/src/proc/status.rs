@@ -48,6 +48,16 @@ pub fn parse(text: &[u8]) -> Result<Status> {
     })
 }
 
+/// The signals that wait for a task alone, and for any thread of its process; bit 0 is signal 1.
+///
+/// # Errors
+/// As [`parse`].
+pub fn waiting_signals(text: &[u8]) -> Result<(u64, u64)> {
+    let text = String::from_utf8_lossy(text);
+    let lines = Lines(text.lines().filter_map(|line| line.split_once(':')).collect());
+    Ok((lines.set("SigPnd")?, lines.set("ShdPnd")?))
+}
+
 struct Lines<'text>(HashMap<&'text str, &'text str>);
 
 impl Lines<'_> {

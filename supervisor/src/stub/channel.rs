@@ -13,7 +13,9 @@ use vckpt_parasite::protocol::{self, Reply, Request};
 /// How long a stub may take for one batch.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// How often a wait looks whether the task is still there.
+/// How long a wait lasts until it looks for the first time whether the task is still there, and how long at most between
+/// two looks, in milliseconds. A task that stands still without need is to go on soon.
+const FIRST_LOOK: u16 = 2;
 const LOOK: u16 = 200;
 
 /// The supervisor's end of the socket pair of a stub.
@@ -80,13 +82,7 @@ impl Channel {
     /// # Errors
     /// [`code::STUB_SILENT`] if the stub is gone, does not answer in time, or answers nonsense; what `alive` says.
     pub fn receive(&self, batch: &Batch, mut alive: impl FnMut() -> Result<()>) -> Result<Outcome> {
-        let deadline = Instant::now() + PATIENCE;
-        while !self.readable()? {
-            alive()?;
-            if Instant::now() > deadline {
-                return Err(Error::new(code::STUB_SILENT, "the stub did not answer"));
-            }
-        }
+        self.wait("the stub did not answer", &mut alive)?;
         let mut buffer =
             vec![0; 16 + batch.calls.len() * 8 + if batch.wants_data { batch.data.len() } else { 0 }];
         let received = loop {
@@ -105,17 +101,12 @@ impl Channel {
         })
     }
 
-    /// Waits until the stub has closed its end.
+    /// Waits until the stub has closed its end. `alive` is asked now and then whether the task still is.
     ///
     /// # Errors
-    /// [`code::STUB_SILENT`] if it does not.
-    pub fn expect_end(&self) -> Result<()> {
-        let deadline = Instant::now() + PATIENCE;
-        while !self.readable()? {
-            if Instant::now() > deadline {
-                return Err(Error::new(code::STUB_SILENT, "the stub did not close its socket"));
-            }
-        }
+    /// [`code::STUB_SILENT`] if it does not; what `alive` says.
+    pub fn expect_end(&self, mut alive: impl FnMut() -> Result<()>) -> Result<()> {
+        self.wait("the stub did not close its socket", &mut alive)?;
         let mut byte = [0];
         match recv(self.socket.as_raw_fd(), &mut byte, MsgFlags::empty()) {
             Ok(0) | Err(Errno::ECONNRESET) => Ok(()),
@@ -126,10 +117,24 @@ impl Channel {
         }
     }
 
+    /// Waits for a message or the end.
+    fn wait(&self, else_what: &str, alive: &mut impl FnMut() -> Result<()>) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        let mut moment = FIRST_LOOK;
+        while !self.readable(moment)? {
+            alive()?;
+            if Instant::now() > deadline {
+                return Err(Error::new(code::STUB_SILENT, else_what));
+            }
+            moment = LOOK.min(moment * 2);
+        }
+        Ok(())
+    }
+
     /// Waits a moment for a message or the end.
-    fn readable(&self) -> Result<bool> {
+    fn readable(&self, moment: u16) -> Result<bool> {
         let mut descriptors = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
-        match poll(&mut descriptors, PollTimeout::from(LOOK)) {
+        match poll(&mut descriptors, PollTimeout::from(moment)) {
             Ok(count) => Ok(count > 0),
             Err(Errno::EINTR) => Ok(false),
             Err(errno) => Err(Error::system(code::STUB_SILENT, "waiting for the stub", errno)),

@@ -9,7 +9,8 @@
 //!
 //! All sixteen, read by `prlimit64` in the process itself: asking from outside needs a privilege for another user's.
 //! They are set after memory, descriptors and threads are there, since a limit may be below what is already in use,
-//! and before the credentials, which may take away the right to set them.
+//! and before the credentials, which may take away the right to set them. That of waiting signals is set once more when
+//! these and the timers are there.
 //!
 //! # What is not
 //!

@@ -16,9 +16,29 @@ use vckpt_image_format::record::resource_limit::{Limit, NAMES, ResourceLimit, UN
 /// If the image can't be read.
 pub fn plan(image: &Image, plan: &mut Plan) -> Result<()> {
     for record in crate::image::all::<ResourceLimit>(image)? {
+        plan.batch(Stage::Timers, record.process, "limit of waiting signals", pending_signals(&record));
         plan.action(Stage::Credentials, SetLimits(record));
     }
     Ok(())
+}
+
+/// The limit of waiting signals. These are queued after everything that takes rights away, and may be more than the
+/// limit lets in since it was set.
+const PENDING: usize = libc::RLIMIT_SIGPENDING as usize;
+
+/// The call that sets the limit of waiting signals to what it was, when all wait that did.
+fn pending_signals(record: &ResourceLimit) -> Batch {
+    let mut batch = Batch::new();
+    if let Some(&limit) = record.limits.get(PENDING) {
+        let arguments = set(&mut batch, PENDING, limit);
+        batch.must("setting the limit of waiting signals", libc::SYS_prlimit64, arguments);
+    }
+    batch
+}
+
+fn set(batch: &mut Batch, number: usize, limit: Limit) -> [Argument; 4] {
+    let words = batch.words(&[limit.soft, limit.hard]);
+    [Argument::value(0), number.into(), words.into(), Argument::value(0)]
 }
 
 /// Sets the limits of a process, and says which ones it may not have.
@@ -26,15 +46,27 @@ pub fn plan(image: &Image, plan: &mut Plan) -> Result<()> {
 struct SetLimits(ResourceLimit);
 
 impl SetLimits {
-    fn batch(&self) -> (Batch, Vec<CallIndex>) {
+    /// The calls for a process that has this limit of waiting signals: the most for the time being.
+    fn batch(&self, pending: Limit) -> (Batch, Vec<CallIndex>) {
         let mut batch = Batch::new();
-        let set = |(number, limit): (usize, &Limit)| {
-            let words = batch.words(&[limit.soft, limit.hard]);
-            let arguments = [Argument::value(0), number.into(), words.into(), Argument::value(0)];
+        let call = |(number, &limit): (usize, &Limit)| {
+            let most = limit.hard.max(pending.hard);
+            let limit = if number == PENDING { Limit { soft: most, hard: most } } else { limit };
+            let arguments = set(&mut batch, number, limit);
             batch.call("setting a limit", libc::SYS_prlimit64, arguments)
         };
-        let calls = self.0.limits.iter().enumerate().map(set).collect();
+        let calls = self.0.limits.iter().enumerate().map(call).collect();
         (batch, calls)
+    }
+
+    /// What the limit of this number is now.
+    fn has(&self, restoring: &mut Restoring<'_>, number: usize) -> Result<Limit> {
+        let mut batch = Batch::new();
+        let room = batch.room(LENGTH);
+        let arguments = [Argument::value(0), number.into(), Argument::value(0), room.into()];
+        batch.must("reading a limit", libc::SYS_prlimit64, arguments);
+        let outcome = restoring.run(self.0.process, &batch)?;
+        Ok(Limit { soft: outcome.word(room, 0), hard: outcome.word(room, 1) })
     }
 
     fn refused(
@@ -46,12 +78,8 @@ impl SetLimits {
     ) -> Box<Error> {
         let subject = Subject { task: Some(self.0.process.0), ..Subject::default() };
         let name = NAMES.get(number).copied().unwrap_or("limit");
-        let mut batch = Batch::new();
-        let room = batch.room(LENGTH);
-        let arguments = [Argument::value(0), number.into(), Argument::value(0), room.into()];
-        batch.must("reading a limit", libc::SYS_prlimit64, arguments);
-        let has = match restoring.run(self.0.process, &batch) {
-            Ok(outcome) => Limit { soft: outcome.word(room, 0), hard: outcome.word(room, 1) },
+        let has = match self.has(restoring, number) {
+            Ok(has) => has,
             Err(error) => return error.about(subject),
         };
         let what = format!("setting {name} to {} while only {} is allowed here", Shown(wanted), Shown(has));
@@ -64,7 +92,7 @@ impl SetLimits {
 
 impl Action for SetLimits {
     fn act(&self, restoring: &mut Restoring<'_>) -> Result<()> {
-        let (batch, calls) = self.batch();
+        let (batch, calls) = self.batch(self.has(restoring, PENDING)?);
         let outcome = restoring.run(self.0.process, &batch)?;
         let mut problems = Problems::new();
         for ((number, limit), call) in self.0.limits.iter().enumerate().zip(calls) {
@@ -93,13 +121,29 @@ mod tests {
     #[test]
     fn each_limit_is_set_by_its_number() {
         let limits = (0..16).map(|number| Limit { soft: number, hard: UNLIMITED }).collect();
-        let (batch, calls) = SetLimits(ResourceLimit { process: TaskId(5), limits }).batch();
+        let (batch, calls) =
+            SetLimits(ResourceLimit { process: TaskId(5), limits }).batch(Limit { soft: 0, hard: 99 });
         assert_eq!(calls.len(), 16);
         for (number, call) in batch.calls.iter().enumerate() {
             assert_eq!(call.arguments[1], number as u64);
             let offset = usize::try_from(call.arguments[2]).unwrap();
-            assert_eq!(batch.data[offset..offset + 8], (number as u64).to_le_bytes());
+            let soft = if number == PENDING { UNLIMITED } else { number as u64 };
+            assert_eq!(batch.data[offset..offset + 8], soft.to_le_bytes());
         }
+    }
+
+    #[test]
+    fn the_limit_of_waiting_signals_is_not_lowered_before_they_wait() {
+        let limits = vec![Limit { soft: 1, hard: 2 }; 16];
+        let record = ResourceLimit { process: TaskId(5), limits };
+        let value = |batch: &Batch, call: usize| {
+            let offset = usize::try_from(batch.calls[call].arguments[2]).unwrap();
+            batch.data[offset..offset + 16].to_vec()
+        };
+        let last = pending_signals(&record);
+        let (first, _) = SetLimits(record).batch(Limit { soft: 3, hard: 50 });
+        assert_eq!(value(&first, PENDING), [50_u64, 50].map(u64::to_le_bytes).concat());
+        assert_eq!(value(&last, 0), [1_u64, 2].map(u64::to_le_bytes).concat());
     }
 
     #[test]

@@ -8,6 +8,7 @@ use super::waiting::{Queues, ThreadQueue};
 use crate::error::{Problems, Result};
 use crate::frozen::{Frozen, FrozenProcess, run_in_all};
 use crate::kinds::alarm;
+use crate::proc::{read, status};
 use crate::records::Records;
 use crate::stub::batch::{Argument, Batch, CallIndex, Data, Outcome};
 use std::collections::BTreeMap;
@@ -57,7 +58,8 @@ fn observe_process(process: &mut FrozenProcess, names: &BTreeMap<i32, TaskId>) -
         looked = look(process, &timers)?;
     }
     let mut alarm = looked.alarm;
-    let queues = queues(process, &looked.waiting)?.settle(&alarm);
+    let queues = queues(process, &looked.waiting).map_err(|error| error.about(subject.clone()))?;
+    let queues = queues.settle(&alarm);
     alarm::overrun::measure(process, &mut alarm, &queues).map_err(|error| error.about(subject))?;
     let threads = process.threads.iter().zip(looked.stacks).zip(queues.threads);
     let threads = threads.map(|((thread, alternate_stack), queue)| ThreadSignals {
@@ -82,10 +84,17 @@ fn queues(process: &FrozenProcess, waiting: &[u64]) -> Result<Queues> {
         Some(thread) => thread.agent.pending(true)?,
         None => Vec::new(),
     };
-    let threads = process.threads.iter().zip(waiting).map(|(thread, &waiting)| {
-        Ok(ThreadQueue { id: thread.id, entries: thread.agent.pending(false)?, waiting })
-    });
-    Ok(Queues { shared, threads: threads.collect::<Result<_>>()? })
+    let mut shared_set = 0;
+    let mut threads = Vec::with_capacity(process.threads.len());
+    for (thread, &waiting) in process.threads.iter().zip(waiting) {
+        let mut set = 0;
+        if waiting != 0 {
+            let status = read::file(process.pid, &format!("task/{}/status", thread.tid))?;
+            (set, shared_set) = status::waiting_signals(&status)?;
+        }
+        threads.push(ThreadQueue { id: thread.id, entries: thread.agent.pending(false)?, waiting, set });
+    }
+    Ok(Queues { shared, shared_set, threads })
 }
 
 /// One look at a process.

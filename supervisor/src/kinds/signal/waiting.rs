@@ -22,6 +22,8 @@ const SYS_PRIVATE: std::ops::Range<usize> = 32..36;
 pub struct Queues {
     /// The queue of the process.
     pub shared: Vec<Information>,
+    /// The signals that wait for the process now, also those of which nothing else is known; bit 0 is signal 1.
+    pub shared_set: u64,
     /// The queues of its threads.
     pub threads: Vec<ThreadQueue>,
 }
@@ -35,6 +37,8 @@ pub struct ThreadQueue {
     pub entries: Vec<Information>,
     /// The signals that wait now, for the thread or its process; bit 0 is signal 1.
     pub waiting: u64,
+    /// Those that wait for the thread alone.
+    pub set: u64,
 }
 
 /// The queues of a process at the moment at which its timers were read.
@@ -47,27 +51,21 @@ pub struct Settled {
 }
 
 impl Queues {
-    /// The entries that still wait, and behind them those that came in since. What is known of the latter is only which
-    /// signal it is: if a timer sends it, it was the timer.
+    /// The entries that still wait, and behind them those that came in since, or for which there was no room when they
+    /// came. What is known of the latter is only which signal it is: if a timer sends it, it was the timer.
     #[must_use]
     pub fn settle(self, alarm: &Alarm) -> Settled {
         let anywhere = self.threads.iter().fold(0, |set, thread| set | thread.waiting);
-        let mut shared = keep(&self.shared, anywhere);
-        let queued: Vec<Vec<Pending>> =
-            self.threads.iter().map(|thread| keep(&thread.entries, thread.waiting)).collect();
-        let new =
-            |thread: &ThreadQueue, queue: &[Pending]| thread.waiting & !set_of(&shared) & !set_of(queue);
-        let new: Vec<u64> =
-            self.threads.iter().zip(&queued).map(|(thread, queue)| new(thread, queue)).collect();
-        let mut new_shared = new.iter().fold(u64::MAX, |set, new| set & new) & anywhere;
-        if let [thread] = self.threads.as_slice() {
-            new_shared &= !directed(alarm, thread.id);
-        }
-        shared.extend(members(new_shared).map(|signal| made_up(signal, alarm, None)));
-        let threads = self.threads.iter().zip(queued).zip(new).map(|((thread, mut queue), new)| {
-            queue.extend(members(new & !new_shared).map(|signal| made_up(signal, alarm, Some(thread.id))));
+        let complete = |entries: &[Information], waiting: u64, set: u64, receiver: Option<TaskId>| {
+            let mut queue = keep(entries, waiting);
+            let bare = set & waiting & !set_of(&queue);
+            queue.extend(members(bare).map(|signal| made_up(signal, alarm, receiver)));
             queue
-        });
+        };
+        let shared = complete(&self.shared, anywhere, self.shared_set, None);
+        let threads = self.threads.iter();
+        let threads =
+            threads.map(|thread| complete(&thread.entries, thread.waiting, thread.set, Some(thread.id)));
         Settled { threads: threads.collect(), shared }
     }
 }
@@ -102,12 +100,6 @@ fn set_of(queue: &[Pending]) -> u64 {
 
 fn members(set: u64) -> impl Iterator<Item = u32> {
     (1..=SIGNAL_COUNT).filter(move |&signal| set & bit(signal) != 0)
-}
-
-/// The signals that timers send to this thread alone.
-fn directed(alarm: &Alarm, thread: TaskId) -> u64 {
-    let timers = alarm.timers.iter().filter(|timer| timer.notify == Notify::ThreadId(thread));
-    timers.fold(0, |set, timer| set | bit(timer.signal))
 }
 
 /// What the kernel would have queued for a signal that came in unseen.
@@ -162,9 +154,12 @@ mod tests {
         }
     }
 
-    fn thread(id: u32, entries: Vec<Information>, signals: &[u32]) -> ThreadQueue {
-        let waiting = signals.iter().fold(0, |set, &signal| set | bit(signal));
-        ThreadQueue { id: TaskId(id), entries, waiting }
+    fn set(signals: &[u32]) -> u64 {
+        signals.iter().fold(0, |set, &signal| set | bit(signal))
+    }
+
+    fn thread(id: u32, entries: Vec<Information>, waiting: &[u32], own: &[u32]) -> ThreadQueue {
+        ThreadQueue { id: TaskId(id), entries, waiting: set(waiting), set: set(own) }
     }
 
     fn signals(queue: &[Pending]) -> Vec<(u32, i32, u32)> {
@@ -175,9 +170,8 @@ mod tests {
     fn entries_keep_their_order_and_those_that_were_taken_are_left_out() {
         let shared = vec![information(34, -1, 1), information(10, 0, 2), information(34, -1, 3)];
         let private = vec![information(12, -6, 4)];
-        let queues =
-            Queues { shared, threads: vec![thread(5, private, &[34, 12]), thread(6, Vec::new(), &[34])] };
-        let settled = queues.settle(&alarm(Vec::new()));
+        let threads = vec![thread(5, private, &[34, 12], &[12]), thread(6, Vec::new(), &[34], &[])];
+        let settled = Queues { shared, shared_set: set(&[34]), threads }.settle(&alarm(Vec::new()));
         assert_eq!(signals(&settled.shared), [(34, -1, 1), (34, -1, 3)]);
         assert_eq!(signals(&settled.threads[0]), [(12, -6, 4)]);
         assert_eq!(settled.threads[1], []);
@@ -186,28 +180,35 @@ mod tests {
     #[test]
     fn what_came_in_since_is_told_from_the_timers() {
         let timers = vec![timer(3, 35, Notify::Signal), timer(4, 36, Notify::ThreadId(TaskId(6)))];
-        let threads = vec![thread(5, Vec::new(), &[14, 35, 10]), thread(6, Vec::new(), &[14, 35, 10, 36])];
-        let settled = Queues { shared: Vec::new(), threads }.settle(&alarm(timers));
+        let threads = vec![
+            thread(5, Vec::new(), &[14, 35, 10], &[]),
+            thread(6, Vec::new(), &[14, 35, 10, 36], &[36, 40]),
+        ];
+        let shared_set = set(&[14, 35, 10, 41]);
+        let settled = Queues { shared: Vec::new(), shared_set, threads }.settle(&alarm(timers));
         assert_eq!(signals(&settled.shared), [(10, 0, 0), (14, SI_KERNEL, 0), (35, SI_TIMER, 3)]);
         assert_eq!(settled.threads[0], []);
         assert_eq!(signals(&settled.threads[1]), [(36, SI_TIMER, 4)]);
     }
 
     #[test]
-    fn a_timer_for_the_only_thread_is_not_taken_for_one_of_the_process() {
-        let threads = vec![thread(5, Vec::new(), &[36, 10])];
+    fn signals_of_which_only_the_number_is_left_wait_where_they_did() {
+        let private = vec![information(12, -6, 4)];
+        let threads = vec![thread(5, private, &[12, 10, 36], &[12, 10, 36])];
         let timers = vec![timer(4, 36, Notify::ThreadId(TaskId(5)))];
-        let settled = Queues { shared: Vec::new(), threads }.settle(&alarm(timers));
-        assert_eq!(signals(&settled.shared), [(10, 0, 0)]);
-        assert_eq!(signals(&settled.threads[0]), [(36, SI_TIMER, 4)]);
+        let shared = vec![information(36, -1, 9)];
+        let settled = Queues { shared, shared_set: set(&[36, 12]), threads }.settle(&alarm(timers));
+        assert_eq!(signals(&settled.shared), [(36, -1, 9), (12, 0, 0)]);
+        assert_eq!(signals(&settled.threads[0]), [(12, -6, 4), (10, 0, 0), (36, SI_TIMER, 4)]);
     }
 
     #[test]
     fn the_private_number_of_a_timer_signal_is_left_out() {
         let mut entry = information(34, SI_TIMER, 1);
         entry[SYS_PRIVATE].fill(7);
-        let settled = Queues { shared: vec![entry], threads: vec![thread(5, Vec::new(), &[34])] }
-            .settle(&alarm(Vec::new()));
+        let threads = vec![thread(5, Vec::new(), &[34], &[])];
+        let queues = Queues { shared: vec![entry], shared_set: bit(34), threads };
+        let settled = queues.settle(&alarm(Vec::new()));
         assert_eq!(settled.shared, [Pending::new(&information(34, SI_TIMER, 1))]);
     }
 

@@ -135,13 +135,15 @@ impl Puppet {
     /// Ends its conversation: it closes its socket and waits to be set up by ptrace.
     ///
     /// # Errors
-    /// [`code::STUB_SILENT`], [`code::TARGET_DIED`].
+    /// [`code::STUB_SILENT`], [`code::TARGET_DIED`], [`code::PTRACE`].
     pub fn park(&mut self) -> Result<()> {
         let mut batch = Batch::new();
         batch.operation("parking", operation::PARK, []);
         self.send(&batch)?;
-        self.channel()?.expect_end().map_err(|error| error.about(self.subject()))?;
-        self.channel = None;
+        let (subject, state) = (self.subject(), &mut self.state);
+        if let Some(channel) = self.channel.take() {
+            channel.expect_end(|| state.look()).map_err(|error| error.about(subject))?;
+        }
         Ok(())
     }
 
