@@ -30,6 +30,7 @@ mod harness;
 mod stage;
 mod status;
 
+mod actions;
 mod addresses;
 mod aio;
 mod attributes;
@@ -118,6 +119,7 @@ const TOPICS: &[Topic] = &[
     outside::TOPIC,
     signals::TOPIC,
     queues::TOPIC,
+    actions::TOPIC,
     timers::TOPIC,
     attributes::TOPIC,
     rights::TOPIC,
