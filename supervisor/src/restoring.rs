@@ -19,6 +19,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use vckpt_image_format::reader::Image;
+use vckpt_image_format::record::description::Description;
 use vckpt_image_format::{DescriptionId, NamelessFileId, SegmentId, TaskId, TerminalId};
 
 /// A restore under way.
@@ -38,6 +39,8 @@ pub struct Restoring<'image> {
     pub root_namespaces: u32,
     /// The open file descriptions that were made, until they are in every table that has them.
     pub descriptions: HashMap<DescriptionId, OwnedFd>,
+    /// Descriptions that send signals, or say to whom they would.
+    pub senders: Vec<Description>,
     /// The shared segments that were made: open for reading and writing.
     pub segments: HashMap<SegmentId, OwnedFd>,
     /// The System V segments that were found or made.
@@ -85,6 +88,7 @@ impl<'image> Restoring<'image> {
             pairs: HashMap::new(),
             session_terminals: HashMap::new(),
             descriptions: HashMap::new(),
+            senders: Vec::new(),
             segments: HashMap::new(),
             system_v: HashMap::new(),
             nameless_files: HashMap::new(),

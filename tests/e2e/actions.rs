@@ -266,7 +266,11 @@ fn children_told(stage: Stage) {
         let end = fork(|| 0);
         let start = Instant::now();
         while TOLD.load(ORDER) == 0 || std::fs::exists(format!("/proc/{end}")).unwrap_or(true) {
-            verify!(start.elapsed() < Duration::from_secs(10), "child {end}: {} times told", TOLD.load(ORDER));
+            verify!(
+                start.elapsed() < Duration::from_secs(10),
+                "child {end}: {} times told",
+                TOLD.load(ORDER)
+            );
         }
         TOLD.store(0, ORDER);
         verify!(wait(end).is_err(), "there is something to be waited for of child {end}");

@@ -54,6 +54,7 @@ mod mapped_files;
 mod memory;
 mod outside;
 mod over;
+mod owners;
 mod paths;
 mod pipes;
 mod processor;
@@ -120,6 +121,7 @@ const TOPICS: &[Topic] = &[
     signals::TOPIC,
     queues::TOPIC,
     actions::TOPIC,
+    owners::TOPIC,
     timers::TOPIC,
     attributes::TOPIC,
     rights::TOPIC,

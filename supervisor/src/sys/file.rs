@@ -6,9 +6,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 type Result<T> = std::result::Result<T, Errno>;
 
-const F_SETSIG: i32 = 10;
 const F_GETSIG: i32 = 11;
-const F_SETOWN_EX: i32 = 15;
 const F_GETOWN_EX: i32 = 16;
 const KCMP_EPOLL_TFD: i32 = Compare::SemaphoreUndo as i32 + 1;
 
@@ -46,14 +44,6 @@ pub fn signal(file: BorrowedFd<'_>) -> Result<u32> {
     number(file, F_GETSIG, 0)
 }
 
-/// Sets the signal that a description sends (`F_SETSIG`).
-///
-/// # Errors
-/// See fcntl(2).
-pub fn set_signal(file: BorrowedFd<'_>, signal: u32) -> Result<()> {
-    number(file, F_SETSIG, signal.cast_signed()).map(drop)
-}
-
 /// Begins to write a range of a file to its disk, without waiting for it.
 ///
 /// # Errors
@@ -80,16 +70,6 @@ pub fn owner(file: BorrowedFd<'_>) -> Result<Owner> {
     // SAFETY: the pointer leads to a live structure with the layout of f_owner_ex.
     let result = unsafe { libc::fcntl(file.as_raw_fd(), F_GETOWN_EX, &raw mut owner) };
     Errno::result(result).map(|_| owner)
-}
-
-/// Sets who gets the signals of a description (`F_SETOWN_EX`).
-///
-/// # Errors
-/// See fcntl(2).
-pub fn set_owner(file: BorrowedFd<'_>, owner: Owner) -> Result<()> {
-    // SAFETY: the pointer leads to a live structure with the layout of f_owner_ex.
-    let result = unsafe { libc::fcntl(file.as_raw_fd(), F_SETOWN_EX, &raw const owner) };
-    Errno::result(result).map(drop)
 }
 
 /// Takes a lock that belongs to the description (`F_OFD_SETLK`), without waiting.

@@ -24,6 +24,7 @@ pub mod message_queue;
 pub mod namespace;
 pub mod observe;
 pub mod opened;
+pub mod owners;
 pub mod pipe;
 pub mod place;
 pub mod process;
@@ -144,6 +145,7 @@ pub fn plan(image: &Image, plan: &mut Plan) -> Result<()> {
     place::plan(image, plan)?;
     epoll::restore::plan_targets(image, plan)?;
     epoll::restore::plan_quiet(image, plan)?;
+    plan.action(Stage::Memory, owners::SetOwners);
     plan.action(Stage::Memory, restore::CloseCopies);
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use super::DESCRIPTOR_KINDS;
 use super::opened::{Holder, Opened, Walk};
-use super::{message_queue, socket, terminal};
+use super::{message_queue, owners, socket, terminal};
 use crate::error::{Problems, Result, code};
 use crate::frozen::{Frozen, FrozenProcess};
 use crate::kinds::file_lock;
@@ -16,7 +16,7 @@ use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::os::fd::AsFd;
-use vckpt_image_format::record::description::{Description, Owner};
+use vckpt_image_format::record::description::Description;
 use vckpt_image_format::record::descriptor_table::{Descriptor, DescriptorTable};
 use vckpt_image_format::{DescriptionId, DescriptorTableId, Text};
 
@@ -50,6 +50,7 @@ pub fn observe(frozen: &mut Frozen, records: &mut Records) -> Result<()> {
         }
     }
     let Search { opened, locks, .. } = search;
+    owners::report(&opened, records);
     let walk = Walk { frozen, opened };
     let mut claimed: Vec<Vec<&Opened>> = DESCRIPTOR_KINDS.iter().map(|_| Vec::new()).collect();
     for opened in &walk.opened {
@@ -196,7 +197,7 @@ impl Search {
         let mut opened =
             Opened { description, holders: vec![holder], link, info, status, file: copy, subject };
         if !opened.is_path_only() {
-            opened.description.owner = owner(frozen, &opened)?;
+            opened.description.owner = owners::owner(frozen, &opened)?;
             let signal = file::signal(opened.file.as_fd());
             opened.description.signal =
                 signal.map_err(|errno| opened.failed("asking for its signal", errno))?;
@@ -218,19 +219,4 @@ fn search_by<T>(
         })
     });
     failure.map_or(Ok(found), Err)
-}
-
-/// Who gets the signals of a description; nobody if that is somebody outside of the tree, who won't be there.
-fn owner(frozen: &Frozen, opened: &Opened) -> Result<Option<Owner>> {
-    let owner =
-        file::owner(opened.file.as_fd()).map_err(|errno| opened.failed("asking for its owner", errno))?;
-    if owner.id == 0 {
-        return Ok(None);
-    }
-    Ok(match (owner.sort, frozen.virtual_id(owner.id)) {
-        (0, Some(id)) => Some(Owner::Thread(id)),
-        (1, Some(id)) => Some(Owner::Process(id)),
-        (2, Some(id)) => Some(Owner::Group(id.0)),
-        _ => None,
-    })
 }

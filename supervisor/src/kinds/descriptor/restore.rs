@@ -1,67 +1,45 @@
 //! What making a description needs, whatever it leads to.
 
+use super::owners;
 use crate::error::{Error, Result, Subject, code};
 use crate::plan::Action;
 use crate::restoring::Restoring;
 use crate::sys::file;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use vckpt_image_format::TaskId;
-use vckpt_image_format::record::description::{Description, Owner};
+use vckpt_image_format::record::description::Description;
 
 /// Status flags that `F_SETFL` sets.
-const SETTABLE: u32 =
-    (libc::O_APPEND | libc::O_NONBLOCK | libc::O_DIRECT | libc::O_NOATIME | libc::O_ASYNC).cast_unsigned();
+pub(super) const SETTABLE: u32 =
+    (libc::O_APPEND | libc::O_NONBLOCK | libc::O_DIRECT | libc::O_NOATIME).cast_unsigned();
 /// Flags that are not given to `open(2)`: of making a file, and those that only `F_SETFL` may bring about.
 const NOT_FOR_OPEN: i32 = libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC | libc::O_ASYNC;
 
-/// Keeps a description that was made, after giving it its status flags and the owner of its signals.
+/// Keeps a description that was made, after giving it its status flags. Its signals come later: see
+/// [`owners`](super::owners).
 ///
 /// # Errors
 /// [`code::DESCRIPTOR_RESTORE`] with the kernel's reason; see fcntl(2).
 pub fn keep(restoring: &mut Restoring<'_>, description: &Description, made: OwnedFd) -> Result<()> {
     if description.flags & libc::O_PATH.cast_unsigned() == 0 {
-        prepare(restoring, description, made.as_fd())
+        if owners::sends(description) {
+            restoring.senders.push(description.clone());
+        }
+        prepare(description, made.as_fd())
             .map_err(|error| error.about(Subject::path(format!("description {}", description.id))))?;
     }
     restoring.descriptions.insert(description.id, made);
     Ok(())
 }
 
-fn prepare(restoring: &mut Restoring<'_>, description: &Description, made: BorrowedFd<'_>) -> Result<()> {
+fn prepare(description: &Description, made: BorrowedFd<'_>) -> Result<()> {
     let failed = |what, errno: nix::errno::Errno| Error::system(code::DESCRIPTOR_RESTORE, what, errno);
-    if let Some(owner) = description.owner
-        && let Some(owner) = system_owner(restoring, owner)?
-    {
-        file::set_owner(made, owner)
-            .map_err(|errno| failed("setting who gets the signals of a file", errno))?;
-    }
-    if description.signal != 0 {
-        file::set_signal(made, description.signal)
-            .map_err(|errno| failed("setting the signal of a file", errno))?;
-    }
     let has = file::status_flags(made).map_err(|errno| failed("asking for the flags of a file", errno))?;
     if (has ^ description.flags) & SETTABLE != 0 {
         file::set_status_flags(made, description.flags & SETTABLE)
             .map_err(|errno| failed("setting the flags of a file", errno))?;
     }
     Ok(())
-}
-
-/// The owner by system IDs; none if it is a group that has no leader any more.
-fn system_owner(restoring: &mut Restoring<'_>, owner: Owner) -> Result<Option<file::Owner>> {
-    let (sort, task) = match owner {
-        Owner::Thread(task) => (0, task),
-        Owner::Process(task) => (1, task),
-        Owner::Group(group) => (2, TaskId(group)),
-    };
-    if sort == 2 && !restoring.puppets.contains_key(&task) {
-        restoring
-            .degraded
-            .push(format!("a file sends its signals to process group {task}, which is not here"));
-        return Ok(None);
-    }
-    Ok(Some(file::Owner { sort, id: restoring.system_id(task)? }))
 }
 
 /// Opens a path as a description had it open.
