@@ -33,6 +33,7 @@ mod status;
 mod actions;
 mod addresses;
 mod aio;
+mod alarms;
 mod attributes;
 mod blocked;
 mod clients;
@@ -123,6 +124,7 @@ const TOPICS: &[Topic] = &[
     actions::TOPIC,
     owners::TOPIC,
     timers::TOPIC,
+    alarms::TOPIC,
     attributes::TOPIC,
     rights::TOPIC,
     schedules::TOPIC,

@@ -16,12 +16,16 @@
 //! expire again as it had.
 //!
 //! A restored timer whose signal waits expires anew before its process runs, so that the waiting signal is its own: then
-//! the overrun goes on to be counted, and deleting the timer takes the signal with it, as it would have before.
+//! the overrun goes on to be counted, and deleting the timer takes the signal with it, as it would have before. Among
+//! other signals of the same number it does so at its place in the queue, so [`signal`](crate::kinds::signal) plans all
+//! of this.
 //!
 //! # What is not
 //!
-//! Timers that count processor time go on with what remained, but from the processor time of the new task. Timers on
-//! the processor time of another thread or process, or on a device's clock, are refused.
+//! Timers that count processor time go on with what remained, but from the processor time of the new task. How often
+//! these have expired while their signal waits is not known, nor is it of timers of which another signal of the same
+//! number waits, which the report says. Timers on the processor time of a task outside of the tree, of a thread that can't
+//! be told from others, or on a device's clock are refused.
 //!
 //! # What it needs
 //!

@@ -7,7 +7,7 @@ use crate::frozen::{Frozen, FrozenProcess};
 use crate::proc::{read, timers};
 use crate::records::Records;
 use crate::stub::batch::{Argument, Batch, CallIndex, Data, Outcome};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use vckpt_image_format::TaskId;
 use vckpt_image_format::record::alarm::{Alarm, Notify, Timer};
 
@@ -55,13 +55,20 @@ pub fn list(process: &FrozenProcess, names: &BTreeMap<i32, TaskId>) -> Result<Ve
         .map(|timer| {
             let thread = timer.thread.map(|tid| names.get(&tid).copied());
             let own: Vec<TaskId> = process.threads.iter().map(|thread| thread.id).collect();
-            classify(timer, thread, &own).map_err(|error| error.about(process.subject()))
+            let all = names.values().copied().chain([process.id]).collect();
+            classify(timer, thread, &own, &all).map_err(|error| error.about(process.subject()))
         })
         .collect()
 }
 
-/// Finds out how a timer notifies, and refuses it if it can't be made again.
-fn classify(listed: timers::Timer, thread: Option<Option<TaskId>>, own: &[TaskId]) -> Result<Listed> {
+/// Finds out how a timer notifies, and refuses it if it can't be made again. `own` are the threads of its process, `all`
+/// those of the tree.
+fn classify(
+    listed: timers::Timer,
+    thread: Option<Option<TaskId>>,
+    own: &[TaskId],
+    all: &BTreeSet<TaskId>,
+) -> Result<Listed> {
     let refuse = |why: &str| Err(Error::new(code::TASK_STATE, format!("timer {} {why}", listed.id)));
     let notify = match (thread, listed.notify) {
         (Some(Some(id)), _) => Notify::ThreadId(id),
@@ -73,14 +80,17 @@ fn classify(listed: timers::Timer, thread: Option<Option<TaskId>>, own: &[TaskId
     match Clock::of(listed.clock) {
         Clock::Time | Clock::OwnProcess => {}
         Clock::Task(task) if own.contains(&task) => {}
+        Clock::Process(process) if all.contains(&process) => {}
         // The thread that made it can't be seen; a timer that notifies a thread is taken to be that thread's.
         Clock::OwnThread if own.len() == 1 || matches!(notify, Notify::ThreadId(_)) => {}
         Clock::OwnThread => {
             return refuse("counts the processor time of a thread, and of which can't be seen");
         }
-        Clock::Task(_) | Clock::Device => {
-            return refuse("runs by the clock of another process, thread or device");
+        Clock::Task(_) => return refuse("runs by the clock of a thread that has ended"),
+        Clock::Process(_) => {
+            return refuse("runs by the clock of a process that has ended or is not in the tree");
         }
+        Clock::Device => return refuse("runs by the clock of a device"),
     }
     Ok(Listed { listed, notify })
 }
@@ -94,8 +104,10 @@ pub(super) enum Clock {
     OwnProcess,
     /// The processor time of the thread that made the timer.
     OwnThread,
-    /// The processor time of a task that the number names.
+    /// The processor time of a thread that the number names.
     Task(TaskId),
+    /// The processor time of a process that the number names, by its leader.
+    Process(TaskId),
     /// Whatever a device counts.
     Device,
 }
@@ -112,7 +124,8 @@ impl Clock {
             _ => match (!(clock >> 3)).cast_unsigned() {
                 0 if clock & 4 != 0 => Clock::OwnThread,
                 0 => Clock::OwnProcess,
-                task => Clock::Task(TaskId(task)),
+                task if clock & 4 != 0 => Clock::Task(TaskId(task)),
+                process => Clock::Process(TaskId(process)),
             },
         }
     }
@@ -191,6 +204,7 @@ mod tests {
     #[test]
     fn clocks_are_told_apart() {
         let process_clock_of = |pid: i32| (!pid << 3) | 2;
+        let thread_clock_of = |pid: i32| (!pid << 3) | 6;
         for (clock, expected) in [
             (0, Clock::Time),
             (7, Clock::Time),
@@ -198,7 +212,8 @@ mod tests {
             (3, Clock::OwnThread),
             (-6, Clock::OwnProcess),
             (-2, Clock::OwnThread),
-            (process_clock_of(4711), Clock::Task(TaskId(4711))),
+            (process_clock_of(4711), Clock::Process(TaskId(4711))),
+            (thread_clock_of(4711), Clock::Task(TaskId(4711))),
             ((!5 << 3) | 3, Clock::Device),
         ] {
             assert_eq!(Clock::of(clock), expected, "clock {clock}");
@@ -207,7 +222,9 @@ mod tests {
 
     #[test]
     fn notification_is_told_apart() {
-        let notify = |thread, number| classify(listed(1, number), thread, &OWN).map(|listed| listed.notify);
+        let all = BTreeSet::from(OWN);
+        let notify =
+            |thread, number| classify(listed(1, number), thread, &OWN, &all).map(|listed| listed.notify);
         assert_eq!(notify(None, 0), Ok(Notify::Signal));
         assert_eq!(notify(None, 1), Ok(Notify::None));
         assert_eq!(notify(None, 2), Ok(Notify::Thread));
@@ -217,9 +234,14 @@ mod tests {
 
     #[test]
     fn what_cannot_be_kept_is_refused_by_its_number() {
-        assert!(classify(listed(-2, 0), None, &[TaskId(6)]).is_ok());
-        assert!(classify(listed(-2, 0), Some(Some(TaskId(7))), &OWN).is_ok());
-        let error = classify(listed(-2, 0), None, &OWN).unwrap_err();
+        let all = BTreeSet::from([TaskId(6), TaskId(7), TaskId(9)]);
+        let classify = |clock, thread, own: &[TaskId]| classify(listed(clock, 0), thread, own, &all);
+        assert!(classify(-2, None, &[TaskId(6)]).is_ok());
+        assert!(classify(-2, Some(Some(TaskId(7))), &OWN).is_ok());
+        let of = |pid: i32| (!pid << 3) | 2;
+        assert!(classify(of(9), None, &OWN).is_ok());
+        assert!(classify(of(8), None, &OWN).is_err() && classify(of(9) | 4, None, &OWN).is_err());
+        let error = classify(-2, None, &OWN).unwrap_err();
         assert_eq!(error.what, "timer 3 counts the processor time of a thread, and of which can't be seen");
     }
 }

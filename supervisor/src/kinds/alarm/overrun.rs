@@ -17,11 +17,13 @@ use vckpt_image_format::record::signal::{Pending, SIGINFO_LENGTH};
 /// Place of `si_overrun` among the words of a `siginfo_t`.
 const OVERRUN: usize = 5;
 
-/// Finds out which timers have a signal that waits, and how often they have expired since.
+/// Finds out which timers have a signal that waits, and how often they have expired since. Gives the numbers of those of
+/// which that can't be known.
 ///
 /// # Errors
 /// If the stub can't be reached, or the kernel refuses.
-pub fn measure(process: &mut FrozenProcess, alarm: &mut Alarm, queues: &Settled) -> Result<()> {
+pub fn measure(process: &mut FrozenProcess, alarm: &mut Alarm, queues: &Settled) -> Result<Vec<u32>> {
+    let mut unknown = Vec::new();
     for timer in &mut alarm.timers {
         let same: Vec<&Pending> = queues.entries().filter(|entry| entry.signal() == timer.signal).collect();
         if !same.iter().any(|entry| entry.code() == SI_TIMER && entry.timer() == timer.id) {
@@ -29,11 +31,13 @@ pub fn measure(process: &mut FrozenProcess, alarm: &mut Alarm, queues: &Settled)
         }
         timer.waiting = Some(0);
         // With others of the same signal around, taking it would change their order.
-        if same.len() == 1 && timer.setting.interval != 0 && Clock::of(timer.clock) == Clock::Time {
-            measure_one(process, timer)?;
+        match same.len() == 1 && Clock::of(timer.clock) == Clock::Time {
+            _ if timer.setting.interval == 0 => {}
+            true => measure_one(process, timer)?,
+            false => unknown.push(timer.id),
         }
     }
-    Ok(())
+    Ok(unknown)
 }
 
 fn measure_one(process: &mut FrozenProcess, timer: &mut Timer) -> Result<()> {

@@ -39,7 +39,8 @@ pub fn observe(frozen: &mut Frozen, records: &mut Records) -> Result<()> {
         .collect();
     let mut problems = Problems::new();
     for process in frozen.living() {
-        if let Some((signal, alarm)) = problems.take(observe_process(process, &names)) {
+        if let Some((signal, alarm, degraded)) = problems.take(observe_process(process, &names)) {
+            records.degraded.extend(degraded);
             records.push(signal);
             records.push(alarm);
         }
@@ -47,7 +48,11 @@ pub fn observe(frozen: &mut Frozen, records: &mut Records) -> Result<()> {
     problems.finish()
 }
 
-fn observe_process(process: &mut FrozenProcess, names: &BTreeMap<i32, TaskId>) -> Result<(Signal, Alarm)> {
+/// The signals and timers of a process, and what of them will not be exact.
+fn observe_process(
+    process: &mut FrozenProcess,
+    names: &BTreeMap<i32, TaskId>,
+) -> Result<(Signal, Alarm, Vec<String>)> {
     let subject = process.subject();
     let timers = alarm::observe::list(process, names)?;
     let mut looked = look(process, &timers)?;
@@ -60,7 +65,11 @@ fn observe_process(process: &mut FrozenProcess, names: &BTreeMap<i32, TaskId>) -
     let mut alarm = looked.alarm;
     let queues = queues(process, &looked.waiting).map_err(|error| error.about(subject.clone()))?;
     let queues = queues.settle(&alarm);
-    alarm::overrun::measure(process, &mut alarm, &queues).map_err(|error| error.about(subject))?;
+    let unknown = alarm::overrun::measure(process, &mut alarm, &queues);
+    let unknown = unknown.map_err(|error| error.about(subject.clone()))?.into_iter();
+    let degraded = unknown
+        .map(|id| format!("{subject}: how often timer {id} has expired while its signal waits is not known"));
+    let degraded = degraded.collect();
     let threads = process.threads.iter().zip(looked.stacks).zip(queues.threads);
     let threads = threads.map(|((thread, alternate_stack), queue)| ThreadSignals {
         thread: thread.id,
@@ -74,7 +83,7 @@ fn observe_process(process: &mut FrozenProcess, names: &BTreeMap<i32, TaskId>) -
         pending: queues.shared,
         threads: threads.collect(),
     };
-    Ok((signal, alarm))
+    Ok((signal, alarm, degraded))
 }
 
 /// What the queues held at the freeze, with what waits now.

@@ -5,13 +5,13 @@
 
 use super::UNCATCHABLE;
 use super::observe::SET_LENGTH;
-use super::waiting::SI_TIMER;
 use crate::error::Result;
 use crate::kinds::alarm;
 use crate::plan::{self, Plan, Stage};
 use crate::restoring::Restoring;
 use crate::stub::batch::{Argument, Batch};
 use std::collections::BTreeSet;
+use vckpt_image_format::TaskId;
 use vckpt_image_format::reader::Image;
 use vckpt_image_format::record::alarm::Alarm;
 use vckpt_image_format::record::signal::{Action, AlternateStack, Pending, SIGNAL_COUNT, Signal};
@@ -48,9 +48,15 @@ fn steps(signals: &[Signal], alarms: &[Alarm], plan: &mut Plan) {
         );
     }
     plan.action(Stage::Timers, Barrier);
+    for alarm in alarms {
+        alarm::restore::make(alarm, plan);
+    }
     for signal in signals {
-        let alarm = alarms.iter().find(|alarm| alarm.process == signal.process);
-        queue_signals(signal, &alarm.map(alarm::restore::sent_by_timer).unwrap_or_default(), plan);
+        queue_signals(signal, alarms.iter().find(|alarm| alarm.process == signal.process), plan);
+    }
+    for alarm in alarms {
+        let signal = signals.iter().find(|signal| signal.process == alarm.process);
+        alarm::restore::start(alarm, signal, plan);
     }
 }
 
@@ -71,21 +77,34 @@ fn actions(actions: &[Action], signals: std::ops::RangeInclusive<u32>) -> Batch 
     batch
 }
 
-/// Adds the steps that queue what waits, but for what is `sent` by the timers themselves.
-fn queue_signals(signal: &Signal, sent: &BTreeSet<u32>, plan: &mut Plan) {
-    let ours = |pending: &&Pending| {
-        let by_timer = pending.code() == SI_TIMER && sent.contains(&pending.timer());
-        !by_timer && !UNCATCHABLE.contains(&pending.signal().cast_signed())
-    };
-    let shared: Vec<&Pending> = signal.pending.iter().filter(ours).collect();
-    for chunk in shared.chunks(CHUNK) {
-        plan.batch(Stage::Timers, signal.process, "waiting signals", queue(chunk, false));
-    }
-    for thread in &signal.threads {
-        let private: Vec<&Pending> = thread.pending.iter().filter(ours).collect();
-        for chunk in private.chunks(CHUNK) {
-            plan.batch(Stage::Timers, thread.thread, "waiting signals of a thread", queue(chunk, true));
+/// Adds the steps that queue what waits, each queue in its order: what a timer sends it sends itself, once.
+fn queue_signals(signal: &Signal, alarm: Option<&Alarm>, plan: &mut Plan) {
+    let mut expired = BTreeSet::new();
+    let mut queue_all = |entries: &[Pending], receiver: TaskId, for_thread: bool| {
+        let mut chunk: Vec<&Pending> = Vec::new();
+        let flush = |chunk: &mut Vec<&Pending>, plan: &mut Plan| {
+            if !chunk.is_empty() {
+                plan.batch(Stage::Timers, receiver, "waiting signals", queue(chunk, for_thread));
+                chunk.clear();
+            }
+        };
+        for entry in entries.iter().filter(|entry| !UNCATCHABLE.contains(&entry.signal().cast_signed())) {
+            let timer = alarm.and_then(|alarm| alarm::restore::sent_by(alarm, entry));
+            if let Some(&timer) = timer.filter(|timer| expired.insert(timer.id)) {
+                flush(&mut chunk, plan);
+                plan.action(Stage::Timers, alarm::restore::Expire { process: signal.process, timer });
+                continue;
+            }
+            chunk.push(entry);
+            if chunk.len() == CHUNK {
+                flush(&mut chunk, plan);
+            }
         }
+        flush(&mut chunk, plan);
+    };
+    queue_all(&signal.pending, signal.process, false);
+    for thread in &signal.threads {
+        queue_all(&thread.pending, thread.thread, true);
     }
 }
 
@@ -137,7 +156,8 @@ fn set_stack(stack: AlternateStack) -> Batch {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vckpt_image_format::TaskId;
+    use crate::kinds::signal::waiting::SI_TIMER;
+    use vckpt_image_format::record::alarm::{Notify, Setting, Timer};
     use vckpt_image_format::record::signal::{SIGINFO_LENGTH, ThreadSignals};
 
     fn waiting(signal: u8, code: i32, timer: u8) -> Pending {
@@ -168,30 +188,38 @@ mod tests {
         assert!(batch.fits());
     }
 
-    #[test]
-    fn signals_are_queued_by_whom_they_wait_for() {
-        let mut plan = Plan::default();
-        queue_signals(
-            &process(vec![waiting(34, -1, 1)], vec![waiting(12, -6, 0)]),
-            &BTreeSet::new(),
-            &mut plan,
-        );
-        let steps: Vec<(u32, usize)> = plan
-            .steps(Stage::Timers)
-            .map(|step| match step {
-                plan::Step::Batch { thread, batch, .. } => (thread.0, batch.calls.len()),
-                plan::Step::Action(_) => (0, 0),
-            })
-            .collect();
-        assert_eq!(steps, [(5, 2), (6, 3)]);
+    /// The steps by (thread, number of calls), 0 for actions.
+    fn steps_of(plan: &Plan) -> Vec<(u32, usize)> {
+        let steps = plan.steps(Stage::Timers).map(|step| match step {
+            plan::Step::Batch { thread, batch, .. } => (thread.0, batch.calls.len()),
+            plan::Step::Action(_) => (0, 0),
+        });
+        steps.collect()
     }
 
     #[test]
-    fn what_a_timer_sends_itself_and_what_stops_a_task_is_left_out() {
+    fn signals_are_queued_by_whom_they_wait_for() {
         let mut plan = Plan::default();
-        let shared = vec![waiting(34, SI_TIMER, 3), waiting(19, 0, 0)];
-        queue_signals(&process(shared, Vec::new()), &BTreeSet::from([3]), &mut plan);
-        assert!(plan.is_empty());
+        queue_signals(&process(vec![waiting(34, -1, 1)], vec![waiting(12, -6, 0)]), None, &mut plan);
+        assert_eq!(steps_of(&plan), [(5, 2), (6, 3)]);
+    }
+
+    #[test]
+    fn a_timer_sends_its_signal_when_it_is_its_turn() {
+        let setting = Setting::default();
+        let (signal, notify, waits) = (34, Notify::Signal, Some(0));
+        let timer = Timer { id: 3, clock: 1, notify, signal, value: 0, setting, overrun: 0, waiting: waits };
+        let alarm = Alarm { process: TaskId(5), interval_timers: [setting; 3], timers: vec![timer] };
+        let entries = vec![
+            waiting(34, -1, 3),
+            waiting(34, SI_TIMER, 3),
+            waiting(34, SI_TIMER, 3),
+            waiting(34, -1, 4),
+            waiting(19, 0, 0),
+        ];
+        let mut plan = Plan::default();
+        queue_signals(&process(entries, Vec::new()), Some(&alarm), &mut plan);
+        assert_eq!(steps_of(&plan), [(5, 2), (0, 0), (5, 3)]);
     }
 
     #[test]
