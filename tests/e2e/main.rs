@@ -42,6 +42,7 @@ mod commands;
 mod damaged;
 mod databases;
 mod datagrams;
+mod ends;
 mod events;
 mod files;
 mod futexes;
@@ -138,6 +139,7 @@ const TOPICS: &[Topic] = &[
     addresses::TOPIC,
     over::TOPIC,
     status::TOPIC,
+    ends::TOPIC,
     terminal::TOPIC,
     ptys::TOPIC,
     ipc::TOPIC,

@@ -33,7 +33,7 @@ pub struct ThreadCredentials {
 }
 
 /// User or group IDs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ids {
     /// Whose process it is.
     pub real: u32,

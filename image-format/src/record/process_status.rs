@@ -1,5 +1,6 @@
 //! Process status (kind 14): whether a process runs, is stopped, or has ended.
 
+use super::credentials::{CapabilitySets, Ids};
 use super::{Kind, Record};
 use crate::id::{Identity, TaskId};
 use serde::{Deserialize, Serialize};
@@ -31,18 +32,24 @@ pub enum State {
     Zombie {
         /// The status that `wait(2)` gives.
         status: u32,
+        /// Whose process it was.
+        user: Ids,
+        /// The groups of that user.
+        group: Ids,
+        /// What it was allowed to.
+        capabilities: CapabilitySets,
     },
 }
 
 impl Record for ProcessStatus {
     const KIND: Kind = Kind::ProcessStatus;
-    const VERSION: u16 = 1;
+    const VERSION: u16 = 2;
 
     fn name(&self) -> String {
         match self.state {
             State::Running => format!("process {} running", self.process),
             State::Stopped { signal } => format!("process {} stopped by signal {signal}", self.process),
-            State::Zombie { status } => format!("process {} ended with status {status:#x}", self.process),
+            State::Zombie { status, .. } => format!("process {} ended with status {status:#x}", self.process),
         }
     }
 

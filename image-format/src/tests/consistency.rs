@@ -1,6 +1,6 @@
 //! Images whose frames are right and whose records contradict one another.
 
-use super::{ended, map, open, pages, refused, snapshot, stored, with, written};
+use super::{ended, map, open, pages, refused, snapshot, stored, with, written, zombie};
 use crate::error::FormatError;
 use crate::record::mmap_memory::{PageOwner, PageSource};
 use crate::record::process_status::{ProcessStatus, State};
@@ -42,9 +42,9 @@ fn the_root_is_that_of_the_snapshot() {
 fn states() {
     let status =
         |state| ProcessStatus { process: TaskId(7), state, stop_untold: false, continue_untold: false };
-    open(&with(0, &[status(State::Zombie { status: 0 })])).unwrap();
+    open(&with(0, &[status(zombie(0))])).unwrap();
     assert_eq!(why(&with(0, &[status(State::Running)])), "the process lives, but has no threads");
-    let twice = [status(State::Zombie { status: 0 }), status(State::Zombie { status: 0 })];
+    let twice = [status(zombie(0)), status(zombie(0))];
     assert_eq!(why(&with(0, &twice)), "process 7 has a second status");
 }
 

@@ -152,6 +152,12 @@ fn with<R: Record>(count: usize, records: &[R]) -> Vec<u8> {
     })
 }
 
+/// The state of a process that has ended with this status.
+fn zombie(status: u32) -> State {
+    let (user, group, capabilities) = Default::default();
+    State::Zombie { status, user, group, capabilities }
+}
+
 /// A small image with a bit of everything.
 fn sample() -> Vec<u8> {
     written(|writer| {
@@ -159,7 +165,7 @@ fn sample() -> Vec<u8> {
         writer
             .record(&ProcessStatus {
                 process: TaskId(7),
-                state: State::Zombie { status: 256 },
+                state: zombie(256),
                 stop_untold: false,
                 continue_untold: false,
             })

@@ -1,11 +1,11 @@
 //! Records of later programs.
 
-use super::{ended, open, refused, written};
+use super::{ended, open, refused, written, zombie};
 use crate::codec::encode;
 use crate::error::FormatError;
 use crate::layout::{Descriptor, MUST_UNDERSTAND};
 use crate::record::Record;
-use crate::record::process_status::{ProcessStatus, State};
+use crate::record::process_status::ProcessStatus;
 use crate::{Kind, TaskId};
 
 /// An image with a record of this kind.
@@ -34,9 +34,13 @@ fn an_unknown_kind_that_need_not_be_understood_is_skipped() {
 #[test]
 fn a_later_version_is_refused_if_it_must_be_understood() {
     let code = Kind::ProcessStatus.code();
-    let error = refused(&image(code, 2, MUST_UNDERSTAND, "status", b""));
-    assert!(matches!(error, FormatError::NewerRecord { found: 2, supported: 1, .. }), "{error}");
-    let image = open(&image(code, 2, 0, "status", b"")).unwrap();
+    let later = ProcessStatus::VERSION + 1;
+    let error = refused(&image(code, later, MUST_UNDERSTAND, "status", b""));
+    assert!(
+        matches!(error, FormatError::NewerRecord { found, supported: ProcessStatus::VERSION, .. } if found == later),
+        "{error}"
+    );
+    let image = open(&image(code, later, 0, "status", b"")).unwrap();
     assert_eq!(image.all::<ProcessStatus>().unwrap(), []);
 }
 
@@ -51,12 +55,8 @@ fn versions_and_flags_that_do_not_exist() {
 
 #[test]
 fn data_that_is_no_such_record_is_refused() {
-    let status = ProcessStatus {
-        process: TaskId(7),
-        state: State::Zombie { status: 0 },
-        stop_untold: false,
-        continue_untold: false,
-    };
+    let status =
+        ProcessStatus { process: TaskId(7), state: zombie(0), stop_untold: false, continue_untold: false };
     let mut data = encode(&status).unwrap();
     let code = Kind::ProcessStatus.code();
     open(&image(code, ProcessStatus::VERSION, MUST_UNDERSTAND, "status", &data)).unwrap();

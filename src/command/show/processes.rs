@@ -82,6 +82,9 @@ fn row(view: &View, process: &Process, branch: String) -> Row {
 }
 
 fn user(view: &View, process: &Process) -> Option<u32> {
+    if let Some(State::Zombie { user, .. }) = view.states.get(&process.id) {
+        return Some(user.effective);
+    }
     let credentials = view.credentials.iter().find(|record| record.process == process.id)?;
     credentials.threads.first().map(|leader| leader.user.effective)
 }

@@ -64,7 +64,12 @@ fn image() -> View {
         &mut writer,
         &ProcessStatus {
             process: TaskId(13),
-            state: State::Zombie { status: 0 },
+            state: State::Zombie {
+                status: 0,
+                user: Ids { real: 7, effective: 7, saved: 7, file_system: 7 },
+                group: Ids::default(),
+                capabilities: CapabilitySets::default(),
+            },
             stop_untold: false,
             continue_untold: false,
         },
@@ -242,7 +247,7 @@ fn processes_are_a_tree() {
         "PPID  PID  PGID  SID  STAT  UID  THREADS  COMMAND",
         "   -   10    10   10  Ssl     7        2  tool -x y",
         "  10   12    10   10  T       -        1   \\_ tool -x y",
-        "  10   13    10   10  Z       -        0   \\_ [tool] <defunct>",
+        "  10   13    10   10  Z       7        0   \\_ [tool] <defunct>",
     ];
     assert_eq!(processes::lines(&processes::rows(&image())), expected);
 }

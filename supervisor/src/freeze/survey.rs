@@ -4,10 +4,11 @@ use super::sharing;
 use super::stop::StoppedTree;
 use crate::error::{Error, Problems, Result, Subject, code};
 use crate::frozen::{Frozen, FrozenProcess, FrozenThread, Shares};
+use crate::kinds::credentials;
 use crate::kinds::memory::attributes;
 use crate::kinds::sandbox;
 use crate::proc::stat::Stat;
-use crate::proc::{identity, maps, read, stat};
+use crate::proc::{identity, maps, read, stat, status};
 use crate::stub::agent::Agent;
 use crate::sys::process;
 use nix::errno::Errno;
@@ -135,7 +136,12 @@ fn describe(index: u32, pid: i32, agents: Vec<Agent>, stop_signal: Option<i32>) 
         Error::system(code::TARGET_DIED, "the process ended meanwhile", errno)
     })?;
     let state = match (agents.is_empty(), stop_signal) {
-        (true, _) => State::Zombie { status: stat.exit_code.cast_unsigned() },
+        (true, _) => {
+            let who = status::parse(&read::file(pid, "status")?)?;
+            let [user, group] = [who.user, who.group].map(credentials::ids);
+            let status = stat.exit_code.cast_unsigned();
+            State::Zombie { status, user, group, capabilities: credentials::capabilities(&who) }
+        }
         (false, Some(signal)) => State::Stopped { signal: signal.cast_unsigned() },
         (false, None) => State::Running,
     };

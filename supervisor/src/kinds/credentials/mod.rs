@@ -31,21 +31,30 @@ use crate::proc::status::Status;
 use vckpt_image_format::TaskId;
 use vckpt_image_format::record::credentials::{CapabilitySets, Ids, ThreadCredentials};
 
+/// The IDs in a line of `status`.
+pub(crate) fn ids([real, effective, saved, file_system]: [u32; 4]) -> Ids {
+    Ids { real, effective, saved, file_system }
+}
+
+/// The capabilities in a `status`.
+pub(crate) fn capabilities(status: &Status) -> CapabilitySets {
+    CapabilitySets {
+        inheritable: status.inheritable,
+        permitted: status.permitted,
+        effective: status.effective,
+        bounding: status.bounding,
+        ambient: status.ambient,
+    }
+}
+
 /// The credentials of a thread from its `status` and its secure bits.
-fn credentials(thread: TaskId, status: Status, secure_bits: u32) -> ThreadCredentials {
-    let ids = |[real, effective, saved, file_system]: [u32; 4]| Ids { real, effective, saved, file_system };
+pub(crate) fn credentials(thread: TaskId, status: Status, secure_bits: u32) -> ThreadCredentials {
     ThreadCredentials {
         thread,
         user: ids(status.user),
         group: ids(status.group),
+        capabilities: capabilities(&status),
         groups: status.groups,
-        capabilities: CapabilitySets {
-            inheritable: status.inheritable,
-            permitted: status.permitted,
-            effective: status.effective,
-            bounding: status.bounding,
-            ambient: status.ambient,
-        },
         secure_bits,
         no_new_privileges: status.no_new_privileges,
     }

@@ -1,5 +1,6 @@
 //! Making processes: puppets that make one another.
 
+use super::ended::Remains;
 use super::groups::Leaderless;
 use super::sessions::Adoption;
 use crate::error::{Error, Result, Subject, code};
@@ -51,8 +52,8 @@ pub struct Birth {
     pub adopted: bool,
     /// The group that it joins or founds; none: the one it was born into.
     pub joins_group: Option<u32>,
-    /// The wait status with which it ends at once.
-    pub zombie: Option<u32>,
+    /// What is left of it, if it ends at once.
+    pub zombie: Option<Remains>,
     /// The signal that it is stopped by.
     pub stopped: Option<i32>,
     /// Whether its parent can still wait for that stop.
@@ -101,13 +102,9 @@ impl Action for MakeProcesses {
             spawn_others(restoring, birth)?;
         }
         for birth in &self.births {
-            let Some(status) = birth.zombie else { continue };
+            let Some(remains) = &birth.zombie else { continue };
             let Some(mut puppet) = restoring.puppets.remove(&birth.id()) else { continue };
-            if puppet.end(status)? != status {
-                let line =
-                    format!("process {} had dumped core, which waiting for it does not tell", birth.id());
-                restoring.degraded.push(line);
-            }
+            restoring.degraded.extend(remains.end(&mut puppet)?);
             restoring.zombies.insert(birth.id(), puppet.tid);
             if let (Some(parent), signal @ 1..) = (birth.parent, birth.exit_signal) {
                 take_signal(restoring, parent, signal)?;

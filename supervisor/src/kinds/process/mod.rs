@@ -6,6 +6,7 @@
 //! of another process explains is adopted: such a process is made, makes it, and ends. Groups without a leader are founded
 //! by a process that ends when all are in them.
 
+pub mod ended;
 pub mod family;
 pub mod groups;
 pub mod make;

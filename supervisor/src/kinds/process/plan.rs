@@ -1,5 +1,6 @@
 //! Planning processes: in which order they are made, and what each does on the way.
 
+use super::ended::Remains;
 use super::family::{Family, Places};
 use super::groups::Groups;
 use super::make::{Birth, MakeProcesses, Member, SetValue};
@@ -95,7 +96,9 @@ fn birth(
         _ => false,
     };
     let (zombie, stopped) = match status.map(|status| status.state) {
-        Some(State::Zombie { status }) => (Some(status), None),
+        Some(State::Zombie { status, user, group, capabilities }) => {
+            (Some(Remains { status, user, group, capabilities, command: process.command.clone() }), None)
+        }
         Some(State::Stopped { signal }) => (None, Some(signal.cast_signed())),
         Some(State::Running) | None => (None, None),
     };
