@@ -48,6 +48,7 @@ mod files;
 mod futexes;
 mod guards;
 mod handles;
+mod held;
 mod ipc;
 mod keys;
 mod kills;
@@ -140,6 +141,7 @@ const TOPICS: &[Topic] = &[
     over::TOPIC,
     status::TOPIC,
     ends::TOPIC,
+    held::TOPIC,
     terminal::TOPIC,
     ptys::TOPIC,
     ipc::TOPIC,

@@ -79,6 +79,8 @@ codes! {
     SHARED_BETWEEN_PROCESSES = "VC-PID-010", Unsupported, "this sharing between processes is not supported yet";
     /// A process group or session that can't be rebuilt yet.
     SESSION_SHAPE = "VC-PID-011", Unsupported, "this shape of sessions or process groups is not supported yet";
+    /// One task of the tree traces another one.
+    TRACED_WITHIN = "VC-PID-012", Unsupported, "let the tracer detach from it first: who traces whom can't be restored";
     /// A read of /proc failed or gave something unknown.
     PROC = "VC-PROC-001", Internal, "this kernel shows something that vckpt does not know: please report it";
     /// A ptrace request failed.

@@ -8,6 +8,7 @@ mod room;
 mod sharing;
 mod stop;
 mod survey;
+mod vfork;
 
 use crate::error::{Problems, Result};
 use crate::frozen::{Frozen, FrozenProcess};

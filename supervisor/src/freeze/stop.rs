@@ -1,10 +1,10 @@
 //! Stopping every task of a tree, until nothing new appears.
 
 use super::backlog::Backlog;
+use super::vfork;
 use crate::error::{Error, Result, Subject, code};
 use crate::proc::{read, stat};
 use crate::stub::agent::Agent;
-use crate::sys::process::{self, Compare};
 use crate::tracee::{Running, Stop, Stopped, pause};
 use crate::waits::before::{Before, Clocks};
 use crate::waits::{self, Moments, Seen};
@@ -50,13 +50,18 @@ pub(super) struct StoppedTree {
     pub parents: BTreeMap<i32, Option<i32>>,
     /// What was seen of tasks before they were stopped.
     seen: BTreeMap<i32, Before>,
+    /// Tasks that were let go on, each for one that waits for it in vfork(2).
+    pub(super) freed: BTreeMap<i32, i32>,
     /// When tasks were asked to stop: from then on none waits any more.
     asked: BTreeMap<i32, i64>,
     /// The clocks by which that is understood.
     pub clocks: Clocks,
 }
 
-const OPTIONS: i32 = libc::PTRACE_O_TRACESYSGOOD
+/// Tasks that were asked to stop, each with its process.
+pub(super) type Moving = BTreeMap<i32, (i32, Running)>;
+
+pub(super) const OPTIONS: i32 = libc::PTRACE_O_TRACESYSGOOD
     | libc::PTRACE_O_TRACEFORK
     | libc::PTRACE_O_TRACEVFORK
     | libc::PTRACE_O_TRACECLONE
@@ -82,7 +87,7 @@ const LETTING_GO: Duration = Duration::from_secs(1);
 /// [`code::NOT_PERMITTED`], [`code::ALREADY_TRACED`], [`code::FREEZE_TIMEOUT`], [`code::TREE_UNSETTLED`].
 pub(super) fn stop_tree(root: i32, deadline: Instant, backlog: &Backlog) -> Result<StoppedTree> {
     let mut tree = StoppedTree::default();
-    let mut moving: BTreeMap<i32, (i32, Running)> = BTreeMap::new();
+    let mut moving: Moving = BTreeMap::new();
     match stop_all(root, deadline, backlog, &mut tree, &mut moving) {
         Ok(()) => {
             tree.read_clocks();
@@ -96,7 +101,9 @@ pub(super) fn stop_tree(root: i32, deadline: Instant, backlog: &Backlog) -> Resu
 }
 
 /// Lets everything go on as before: also what was stopped in a call that the kernel would end with `EINTR`.
-fn let_go(mut tree: StoppedTree, mut moving: BTreeMap<i32, (i32, Running)>) {
+fn let_go(mut tree: StoppedTree, mut moving: Moving) {
+    // Who stands still first: somebody may wait for it.
+    let_tasks_go(&mut tree);
     let deadline = Instant::now() + LETTING_GO;
     while let Some((_, (pid, running))) = moving.pop_first() {
         // What was let go on meanwhile was not asked since.
@@ -105,6 +112,10 @@ fn let_go(mut tree: StoppedTree, mut moving: BTreeMap<i32, (i32, Running)>) {
             let _ = note_stop(&mut tree, pid, stopped, None);
         }
     }
+    let_tasks_go(&mut tree);
+}
+
+fn let_tasks_go(tree: &mut StoppedTree) {
     tree.read_clocks();
     for task in std::mem::take(&mut tree.tasks).into_values() {
         // An agent that is dropped lets its thread go on with the rest of its wait.
@@ -117,7 +128,7 @@ fn stop_all(
     deadline: Instant,
     backlog: &Backlog,
     tree: &mut StoppedTree,
-    moving: &mut BTreeMap<i32, (i32, Running)>,
+    moving: &mut Moving,
 ) -> Result<()> {
     tree.parents.insert(root, None);
     let mut is_drained = backlog.is_empty();
@@ -150,12 +161,7 @@ fn stop_all(
 }
 
 /// Begins to trace the threads of a process that are not traced yet; whether there were any.
-fn attach_threads(
-    pid: i32,
-    root: i32,
-    tree: &mut StoppedTree,
-    moving: &mut BTreeMap<i32, (i32, Running)>,
-) -> Result<bool> {
+fn attach_threads(pid: i32, root: i32, tree: &mut StoppedTree, moving: &mut Moving) -> Result<bool> {
     if tree.zombies.contains_key(&pid) {
         return Ok(false);
     }
@@ -185,7 +191,7 @@ fn attach_threads(
                 moving.insert(tid, (pid, Running::attached(tid)));
                 news = true;
             }
-            Err(error) => return Err(explain(tid, error)),
+            Err(error) => return Err(explain(root, tid, error)),
         }
     }
     Ok(news)
@@ -231,21 +237,30 @@ fn tracer(tid: i32) -> Option<u32> {
     crate::proc::identity::field(&status, "TracerPid")?.parse().ok().filter(|&pid| pid != 0)
 }
 
-fn explain(tid: i32, error: Box<Error>) -> Box<Error> {
-    match tracer(tid) {
-        Some(tracer) => Error::new(code::ALREADY_TRACED, "the task is traced by another process")
-            .because(format!("process {tracer} traces it"))
-            .about(Subject { task: u32::try_from(tid).ok(), ..Subject::default() }),
-        None => error,
+/// The error for a task that may not be traced.
+fn explain(root: i32, tid: i32, error: Box<Error>) -> Box<Error> {
+    let Some(tracer) = tracer(tid).map(u32::cast_signed) else { return error };
+    let subject = Subject::task(tid.cast_unsigned(), command(tid));
+    let who = format!("process {tracer} ({})", command(tracer));
+    let mut ancestors = std::iter::successors(Some(tracer), |&pid| state_parent(pid));
+    if ancestors.any(|pid| pid == root) {
+        return Error::new(code::TRACED_WITHIN, "the task is traced by another one of the tree")
+            .because(format!("{who} traces it, and is in the tree too"))
+            .about(subject);
     }
+    Error::new(code::ALREADY_TRACED, "the task is traced by another process")
+        .because(format!("{who} traces it"))
+        .about(subject)
+}
+
+/// The name of a task, for messages.
+pub(super) fn command(tid: i32) -> String {
+    let stat = read::file(tid, "stat").ok().as_deref().and_then(stat::parse);
+    stat.map_or_else(|| "?".to_owned(), |stat| String::from_utf8_lossy(&stat.command).into_owned())
 }
 
 /// Waits until everything that moves stands still.
-fn settle(
-    tree: &mut StoppedTree,
-    moving: &mut BTreeMap<i32, (i32, Running)>,
-    deadline: Instant,
-) -> Result<()> {
+fn settle(tree: &mut StoppedTree, moving: &mut Moving, deadline: Instant) -> Result<()> {
     let begin = Instant::now();
     while !moving.is_empty() {
         let mut progress = false;
@@ -268,13 +283,11 @@ fn settle(
         }
         let now = Instant::now();
         if now > deadline {
-            let tid = moving.keys().next().copied().unwrap_or(0);
-            return Err(Error::new(code::FREEZE_TIMEOUT, "the task did not stop in time")
-                .about(Subject { task: u32::try_from(tid).ok(), ..Subject::default() }));
+            return Err(vfork::too_late(tree, moving));
         }
         if !progress {
             if now - begin > VFORK_SUSPICION {
-                free_borrowers(tree, moving)?;
+                vfork::free_borrowers(tree, moving)?;
             }
             pause(now - begin);
         }
@@ -282,13 +295,7 @@ fn settle(
     Ok(())
 }
 
-fn handle(
-    pid: i32,
-    tid: i32,
-    stop: Stop,
-    tree: &mut StoppedTree,
-    moving: &mut BTreeMap<i32, (i32, Running)>,
-) -> Result<()> {
+fn handle(pid: i32, tid: i32, stop: Stop, tree: &mut StoppedTree, moving: &mut Moving) -> Result<()> {
     match stop {
         Stop::Interrupted(stopped, stop_signal) => {
             note_stop(tree, pid, stopped, stop_signal)?;
@@ -336,7 +343,7 @@ fn note_stop(tree: &mut StoppedTree, pid: i32, stopped: Stopped, stop_signal: Op
 }
 
 /// A task was born by one that we trace: the kernel has attached it for us.
-fn note_birth(pid: i32, child: i32, tree: &mut StoppedTree, moving: &mut BTreeMap<i32, (i32, Running)>) {
+fn note_birth(pid: i32, child: i32, tree: &mut StoppedTree, moving: &mut Moving) {
     if tree.tasks.contains_key(&child) || moving.contains_key(&child) {
         return;
     }
@@ -355,37 +362,8 @@ fn state_parent(pid: i32) -> Option<i32> {
     stat::parse(&read::file(pid, "stat").ok()?).map(|stat| stat.parent)
 }
 
-/// A task that does not stop may be inside vfork(2), waiting for a child that borrows its memory until it executes a
-/// program or ends. Such a child is let go on; its own stop comes with either.
-fn free_borrowers(tree: &mut StoppedTree, moving: &mut BTreeMap<i32, (i32, Running)>) -> Result<()> {
-    let waiting: Vec<(i32, i32)> = moving.iter().map(|(&tid, &(pid, _))| (tid, pid)).collect();
-    find_children(tree);
-    for (waiter, pid) in waiting {
-        let children: Vec<i32> = tree
-            .parents
-            .iter()
-            .filter(|(_, parent)| **parent == Some(pid))
-            .map(|(&child, _)| child)
-            .collect();
-        for child in children {
-            if tree.tasks.contains_key(&child)
-                && process::order(Compare::Memory, waiter, child) == Ok(std::cmp::Ordering::Equal)
-                && let Some(task) = tree.tasks.remove(&child)
-            {
-                moving.insert(child, (task.pid, task.stopped.resume(0)?));
-            } else if !tree.tasks.contains_key(&child) && !moving.contains_key(&child) {
-                // Not seen before: if it borrows memory, it is let go on when it has stopped.
-                let Ok(running) = Running::seize(child, OPTIONS) else { continue };
-                let _ = running.interrupt();
-                moving.insert(child, (child, running));
-            }
-        }
-    }
-    Ok(())
-}
-
 /// Notes children of the tree's processes that are not known yet; whether there were any.
-fn find_children(tree: &mut StoppedTree) -> bool {
+pub(super) fn find_children(tree: &mut StoppedTree) -> bool {
     let mut news = false;
     for pid in tree.parents.keys().copied().collect::<Vec<_>>() {
         for tid in read::numbers(pid, "task").unwrap_or_default() {
