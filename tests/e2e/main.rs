@@ -39,6 +39,7 @@ mod blocked;
 mod clients;
 mod clocks;
 mod commands;
+mod crowds;
 mod damaged;
 mod databases;
 mod datagrams;
@@ -142,6 +143,7 @@ const TOPICS: &[Topic] = &[
     status::TOPIC,
     ends::TOPIC,
     held::TOPIC,
+    crowds::TOPIC,
     terminal::TOPIC,
     ptys::TOPIC,
     ipc::TOPIC,
