@@ -180,3 +180,18 @@ fn end_to_end_topics_are_listed() {
         }
     }
 }
+
+#[test]
+fn kinds_are_listed() {
+    let architecture = fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
+    let kinds = fs::read_to_string(root().join("supervisor/src/kinds/mod.rs")).unwrap();
+    let descriptors = fs::read_to_string(root().join("supervisor/src/kinds/descriptor/mod.rs")).unwrap();
+    let folders = kinds
+        .lines()
+        .filter_map(|line| line.strip_prefix("pub mod ")?.strip_suffix(';').map(|name| format!("`{name}`")));
+    let below = descriptors.split("name: \"").skip(1).filter_map(|rest| rest.split_once('"'));
+    let below = below.map(|(name, _)| format!("`descriptor/{name}`"));
+    let missing: Vec<String> =
+        folders.chain(below).filter(|name| !architecture.contains(&format!("\n| {name} |"))).collect();
+    none(&missing, "kinds that the list in ARCHITECTURE.md lacks");
+}
