@@ -79,8 +79,11 @@ fn wait_for_expiry(id: i32) {
     }
 }
 
-/// The next of these signals, within a time: (signal, code, timer, overrun, value).
-fn next(signals: &[i32], patience: Duration) -> Option<(i32, i32, i32, i32, u64)> {
+/// What a signal of a timer tells: signal, code, timer, overrun, value.
+type Expiry = (i32, i32, i32, i32, u64);
+
+/// The next of these signals, within a time.
+fn next(signals: &[i32], patience: Duration) -> Option<Expiry> {
     let (set, limit) = (signal_set(signals), timespec(patience));
     // SAFETY: valid places; the words are those of the kernel's structure.
     unsafe {
@@ -163,7 +166,7 @@ fn every_clock(stage: Stage) {
     });
 }
 
-static HEARD: Mutex<Vec<(i32, i32, i32, i32, u64)>> = Mutex::new(Vec::new());
+static HEARD: Mutex<Vec<Expiry>> = Mutex::new(Vec::new());
 
 /// Timers that expire once, before or after the dump as it comes, and must be heard of once, by whom they are for.
 fn expiries(stage: Stage) {

@@ -104,7 +104,7 @@ fn reapers(stage: Stage) {
 fn deaths_of_parents(stage: Stage) {
     const SIGNAL: i32 = 45;
     reaper(true);
-    let families: Vec<(i32, [i32; 2], [i32; 2], [i32; 2])> = (0..QUESTIONS)
+    let families: Vec<(i32, [[i32; 2]; 3])> = (0..QUESTIONS)
         .map(|_| {
             let (last, ask, answer) = (pipe(0), pipe(0), pipe(0));
             let parent = fork(|| {
@@ -133,11 +133,11 @@ fn deaths_of_parents(stage: Stage) {
                 i32::from(take(last[0], 1).is_err())
             });
             assert_eq!(take(answer[0], 1).unwrap(), b"r");
-            (parent, last, ask, answer)
+            (parent, [last, ask, answer])
         })
         .collect();
     stage.serve_except(&["child "], move |number| {
-        for (question, &(parent, last, ask, answer)) in families.iter().enumerate() {
+        for (question, &(parent, [last, ask, answer])) in families.iter().enumerate() {
             let ends = question + 1 == number as usize;
             if ends {
                 put(last[1], b"!").map_err(words)?;
