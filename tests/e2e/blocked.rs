@@ -11,10 +11,11 @@ use crate::stage::{Stage, thread, verify};
 
 pub(crate) const TOPIC: Topic = Topic {
     name: "blocked",
-    fixtures: &[("blocked", blocked), ("blocked-writer", blocked_writer)],
+    fixtures: &[("blocked", blocked), ("moving", moving), ("blocked-writer", blocked_writer)],
     cases: &[
         ("events_end_waits", || two_rounds("blocked")),
         ("after_leave_running", after_leave_running),
+        ("splice_and_tee", || two_rounds("moving")),
         ("full_pipe", || two_rounds("blocked-writer")),
     ],
 };
@@ -186,6 +187,54 @@ fn blocked_writer(stage: Stage) {
         round += 1;
         let problems = std::mem::take(&mut *PROBLEMS.lock().unwrap());
         verify!(problems.is_empty(), "{}", problems.join("\n"));
+        Ok(())
+    });
+}
+
+/// Moves bytes from pipe to pipe, by a call that waits for them; a copy of them goes to a third one before.
+fn moving(stage: Stage) {
+    let [source, middle, copy, target] = [(); 4].map(|()| pipe(0));
+    let (tell, hear) = std::sync::mpsc::channel();
+    let ends = [source[0], middle[1], copy[1]];
+    let failed = tell.clone();
+    thread(move || {
+        loop {
+            let null = std::ptr::null_mut();
+            // SAFETY: plain integers, and no offsets, since they are pipes.
+            let copied = unsafe { libc::tee(ends[0], ends[2], 1 << 16, 0) };
+            if copied < 0 {
+                failed.send(format!("tee: {}", std::io::Error::last_os_error())).unwrap();
+            }
+            // SAFETY: as above.
+            let moved = unsafe { libc::splice(ends[0], null, ends[1], null, 1 << 16, 0) };
+            if moved < 0 {
+                failed.send(format!("splice: {}", std::io::Error::last_os_error())).unwrap();
+            }
+        }
+    });
+    let (from, to) = (middle[0], target[1]);
+    thread(move || {
+        loop {
+            let null = std::ptr::null_mut();
+            // SAFETY: as above.
+            let moved = unsafe { libc::splice(from, null, to, null, 5, 0) };
+            if moved < 0 {
+                tell.send(format!("splice: {}", std::io::Error::last_os_error())).unwrap();
+            }
+        }
+    });
+    stage.serve(move |number| {
+        let text = format!("bytes of question {number}");
+        put(source[1], text.as_bytes()).map_err(|error| error.to_string())?;
+        for end in [copy[0], target[0]] {
+            let mut found = Vec::new();
+            while found.len() < text.len() {
+                found.extend(take(end, text.len() - found.len()).map_err(|error| error.to_string())?);
+            }
+            verify!(found == text.as_bytes(), "arrived: {:?}", String::from_utf8_lossy(&found));
+        }
+        let problems: Vec<String> = hear.try_iter().collect();
+        verify!(problems.is_empty(), "{}", problems.join(", "));
         Ok(())
     });
 }

@@ -58,6 +58,7 @@ mod mapped_files;
 mod memory;
 mod outside;
 mod over;
+mod overlay;
 mod owners;
 mod paths;
 mod pipes;
@@ -140,6 +141,7 @@ const TOPICS: &[Topic] = &[
     streams::TOPIC,
     addresses::TOPIC,
     over::TOPIC,
+    overlay::TOPIC,
     status::TOPIC,
     ends::TOPIC,
     held::TOPIC,
