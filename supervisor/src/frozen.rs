@@ -13,6 +13,7 @@ use nix::errno::Errno;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use vckpt_image_format::TaskId;
+use vckpt_image_format::record::lightweight_process::Dispatch;
 use vckpt_image_format::record::process::EndedLeader;
 use vckpt_image_format::record::process_status::State;
 use vckpt_image_format::record::sandbox::Filter;
@@ -98,6 +99,8 @@ pub struct FrozenThread {
     pub name: Vec<u8>,
     /// Its system call filters, which are suspended; the oldest first.
     pub filters: Vec<Filter>,
+    /// How its calls are dispatched, if they are.
+    pub dispatch: Option<Dispatch>,
     /// The stub in it, and the state to which it will be put back.
     pub agent: Agent,
 }

@@ -16,7 +16,6 @@ pub(crate) const TOPIC: Topic = Topic {
         ("schedule", schedule),
         ("odd", odd),
         ("modes", modes),
-        ("dispatching", dispatching),
         ("segmented", segmented),
     ],
     cases: &[
@@ -26,7 +25,6 @@ pub(crate) const TOPIC: Topic = Topic {
         ("schedule", || two_rounds("schedule")),
         ("odd_attributes", || two_rounds("odd")),
         ("modes_of_processor_and_memory", || two_rounds("modes")),
-        ("calls_that_are_dispatched", calls_that_are_dispatched),
         ("real_time", as_root_real_time),
         ("segments_of_its_own", segments_of_its_own),
     ],
@@ -316,13 +314,6 @@ fn modes(stage: Stage) {
     });
 }
 
-fn dispatching(stage: Stage) {
-    // PR_SET_SYSCALL_USER_DISPATCH, on, but for all addresses: nothing is dispatched as long as they are those.
-    // SAFETY: plain integers, and no selector.
-    check(unsafe { libc::prctl(59, 1, 0, (1_u64 << 47) - 4096, 0) }).unwrap();
-    stage.serve(|_| Ok(()));
-}
-
 /// Has a segment in a table of its own.
 fn segmented(stage: Stage) {
     // Entry 3; a base and a limit; 32 bits, usable.
@@ -337,21 +328,12 @@ fn segments_of_its_own() -> Outcome {
     if unsafe { libc::syscall(libc::SYS_modify_ldt, 0, std::ptr::null::<u8>(), 0) } != 0 {
         return skip("modify_ldt(2)");
     }
-    refused("segmented", "segments of its own (modify_ldt)")
-}
-
-/// A stub's calls would be dispatched too.
-fn calls_that_are_dispatched() -> Outcome {
-    refused("dispatching", "syscall user dispatch")
-}
-
-fn refused(fixture: &str, words: &str) -> Outcome {
     let mut case = Case::new()?;
-    let root = case.start(fixture, &[])?;
+    let root = case.start("segmented", &[])?;
     let image = case.path("refused.vckpt");
     let ran = case.vckpt(&["dump", &root.to_string(), "-o", text(&image)])?;
     ran.refused(&[3])?;
-    ensure!(ran.stderr.contains(words), "not by name: {}", ran.describe());
+    ensure!(ran.stderr.contains("segments of its own (modify_ldt)"), "not by name: {}", ran.describe());
     case.ask()?;
     case.finish(root)
 }

@@ -43,6 +43,7 @@ mod crowds;
 mod damaged;
 mod databases;
 mod datagrams;
+mod dispatch;
 mod ends;
 mod events;
 mod files;
@@ -130,6 +131,7 @@ const TOPICS: &[Topic] = &[
     timers::TOPIC,
     alarms::TOPIC,
     attributes::TOPIC,
+    dispatch::TOPIC,
     rights::TOPIC,
     schedules::TOPIC,
     events::TOPIC,

@@ -39,6 +39,9 @@ pub struct LightweightProcess {
     pub identification_denied: bool,
     /// `PR_MCE_KILL_GET`: when it is ended by memory that fails.
     pub memory_failure: u32,
+    /// Which of its system calls are not dispatched to its own handler (`PR_SET_SYSCALL_USER_DISPATCH`); none if all
+    /// are made.
+    pub dispatch: Option<Dispatch>,
     /// The wait that was interrupted, if it had a limit of time.
     pub wait: Option<Wait>,
     /// Addresses of instructions of the program itself: `syscall; ret`, and the C library's `rt_sigreturn`.
@@ -54,6 +57,17 @@ pub struct Rseq {
     pub size: u32,
     /// Its signature.
     pub signature: u32,
+}
+
+/// How system calls are dispatched to the program itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Dispatch {
+    /// Address of the byte that lets all calls be made when it is 0; 0 if there is none.
+    pub selector: u64,
+    /// Where code begins whose calls are always made.
+    pub start: u64,
+    /// Bytes of that code.
+    pub length: u64,
 }
 
 /// A call with a relative time-out that was under way at the freeze.

@@ -152,6 +152,7 @@ fn thread(writer: &mut Writer, id: u32, process: u32) {
         personality: 0,
         identification_denied: false,
         memory_failure: 2,
+        dispatch: None,
         wait: None,
         instructions: None,
     };

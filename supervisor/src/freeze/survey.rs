@@ -7,6 +7,7 @@ use crate::frozen::{Frozen, FrozenProcess, FrozenThread, Shares};
 use crate::kinds::credentials;
 use crate::kinds::memory::attributes;
 use crate::kinds::sandbox;
+use crate::kinds::thread::dispatch;
 use crate::proc::stat::Stat;
 use crate::proc::{identity, maps, read, stat, status};
 use crate::stub::agent::Agent;
@@ -159,13 +160,9 @@ fn describe(index: u32, pid: i32, agents: Vec<Agent>, stop_signal: Option<i32>) 
         let tid = agent.tid();
         let status = read::file(pid, &format!("task/{tid}/status"))?;
         let thread = identity::parse(&status).ok_or_else(|| unknown("task"))?;
-        if crate::sys::ptrace::dispatches_calls(tid) == Ok(true) {
-            let what = "its system calls are dispatched to its own handler (syscall user dispatch)";
-            let subject = Subject::task(pid.cast_unsigned(), String::from_utf8_lossy(&stat.command));
-            return Err(Error::new(code::TASK_STATE, what)
-                .because("so would be those of a stub")
-                .about(subject));
-        }
+        let dispatch = dispatch::observe(tid).map_err(|error| {
+            error.about(Subject::task(pid.cast_unsigned(), String::from_utf8_lossy(&stat.command)))
+        })?;
         // Each thread may have filters of its own.
         let mut filters = Vec::new();
         if thread.seccomp != 0 {
@@ -177,7 +174,7 @@ fn describe(index: u32, pid: i32, agents: Vec<Agent>, stop_signal: Option<i32>) 
         }
         let name = read::file(pid, &format!("task/{tid}/comm"))?;
         let name = name.strip_suffix(b"\n").unwrap_or(&name).to_vec();
-        threads.push(FrozenThread { id: task_id(thread.innermost()), tid, name, filters, agent });
+        threads.push(FrozenThread { id: task_id(thread.innermost()), tid, name, filters, dispatch, agent });
     }
     // The leader first; the others in the order of their IDs.
     threads.sort_by_key(|thread| (thread.tid != pid, thread.tid));

@@ -213,15 +213,27 @@ pub fn filter(tid: i32, index: usize) -> Result<(Vec<u8>, u64)> {
     Ok((program.iter().flat_map(|word| word.to_le_bytes()).collect(), metadata[1]))
 }
 
-/// Whether system calls of a stopped tracee are dispatched to its own handler (syscall user dispatch).
+/// Which system calls of a stopped tracee are not dispatched to its own handler (syscall user dispatch): the address of
+/// the selector, and start and length of the code that is exempt. None if all calls are made.
 ///
 /// # Errors
 /// See ptrace(2), `PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG`: `EIO` before Linux 6.4.
-pub fn dispatches_calls(tid: i32) -> Result<bool> {
+pub fn dispatch(tid: i32) -> Result<Option<[u64; 3]>> {
     // Mode, selector, offset, length.
     let mut words = [0_u64; 4];
     request(0x4211, tid, size_of_val(&words), words.as_mut_ptr().cast())?;
-    Ok(words[0] != 0)
+    let [mode, selector, start, length] = words;
+    Ok((mode != 0).then_some([selector, start, length]))
+}
+
+/// Lets the calls of a stopped tracee be dispatched to its own handler, as [`dispatch`] gives it.
+///
+/// # Errors
+/// See ptrace(2), `PTRACE_SET_SYSCALL_USER_DISPATCH_CONFIG`.
+pub fn set_dispatch(tid: i32, [selector, start, length]: [u64; 3]) -> Result<()> {
+    const ON: u64 = 1;
+    let mut words = [ON, selector, start, length];
+    request(0x4210, tid, size_of_val(&words), words.as_mut_ptr().cast()).map(drop)
 }
 
 /// What a wait for a tracee gave.

@@ -6,6 +6,7 @@
 //! (`-ERESTART_RESTARTBLOCK`), the restored thread makes the call with the time that was left, and is interrupted
 //! again: then the kernel has such a block again.
 
+pub mod dispatch;
 pub mod observe;
 pub mod release;
 pub mod restore;

@@ -138,6 +138,7 @@ impl Question {
             personality: number(self.personality).unwrap_or(0),
             identification_denied: number(self.identification) == Some(0),
             memory_failure: number(self.memory_failure).unwrap_or(DEFAULT_FAILURE),
+            dispatch: thread.dispatch,
             wait: thread.agent.wait(),
             instructions: thread.agent.instructions(),
         })

@@ -1,6 +1,6 @@
 //! The release: every puppet becomes what it is to be, and then all run together.
 
-use super::wait;
+use super::{dispatch, wait};
 use crate::error::{Error, Result, Subject, code};
 use crate::plan::Action;
 use crate::restoring::Restoring;
@@ -91,6 +91,7 @@ impl Action for Release {
             stopped.set_xstate(&thread.xstate)?;
             stopped.set_registers(&registers)?;
             stopped.set_signal_mask(mask)?;
+            dispatch::restore(stopped, thread)?;
         }
         restoring.release()
     }
