@@ -149,7 +149,7 @@ pub(crate) struct Check {
 
 /// Show what is in an image: processes, descriptors, memory, records
 ///
-/// Without options, all but the records. The contents of memory are not read.
+/// Without options, all but the threads and the records. The contents of memory are not read.
 #[derive(Debug, Args)]
 pub(crate) struct Show {
     /// The image
@@ -159,6 +159,10 @@ pub(crate) struct Show {
     /// The tree of processes, as ps axjf shows it
     #[arg(short, long)]
     pub(crate) processes: bool,
+
+    /// The threads with their rights and how they are scheduled
+    #[arg(short, long)]
+    pub(crate) threads: bool,
 
     /// The descriptors, as lsof shows them
     #[arg(short, long)]

@@ -356,6 +356,9 @@ fn processors_that_do_not_exist() -> Outcome {
         }
         record
     })?;
+    let shown = case.vckpt(&["show", "--threads", text(&changed)])?.good()?;
+    let is_shown = shown.stdout.contains(" 0-63 ") && shown.stdout.contains(" 128-191 ");
+    ensure!(is_shown, "not shown: {}", shown.describe());
     let ran = case.vckpt(&["restore", text(&changed), "--detach"])?.good()?;
     let root: i32 = ran.stdout.trim().parse()?;
     ensure!(ran.stderr.contains("instead of 0-63"), "processors that are missing: {}", ran.describe());

@@ -67,6 +67,24 @@ pub struct MemoryPolicy {
 /// Most 64-bit words of a mask of processors or nodes.
 pub const MAXIMUM_MASK_WORDS: usize = 128;
 
+/// A mask in the words of `taskset`, such as `0,2-3`.
+#[must_use]
+pub fn list(mask: &[u64]) -> String {
+    let is_set = |number: &usize| mask.get(number / 64).is_some_and(|word| word >> (number % 64) & 1 != 0);
+    let mut ranges: Vec<(usize, usize)> = Vec::new();
+    for number in (0..mask.len() * 64).filter(is_set) {
+        match ranges.last_mut() {
+            Some((_, last)) if *last + 1 == number => *last = number,
+            _ => ranges.push((number, number)),
+        }
+    }
+    let text = ranges.iter().map(|&(first, last)| match last {
+        _ if first == last => format!("{first}"),
+        _ => format!("{first}-{last}"),
+    });
+    text.collect::<Vec<_>>().join(",")
+}
+
 impl Record for ScheduleControl {
     const KIND: Kind = Kind::ScheduleControl;
     const VERSION: u16 = 1;
@@ -94,5 +112,16 @@ impl Record for ScheduleControl {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn masks_are_lists() {
+        assert_eq!(list(&[0b1101, 1]), "0,2-3,64");
+        assert_eq!(list(&[]), "");
     }
 }

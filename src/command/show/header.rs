@@ -19,6 +19,8 @@ pub(super) struct Header {
     writer: String,
     host: Option<String>,
     kernel: Option<String>,
+    /// What programs may do on the processor.
+    processor: Vec<String>,
     bytes: u64,
     stored_memory: u64,
     records: usize,
@@ -39,6 +41,7 @@ pub(super) fn header(view: &View) -> Header {
         writer: view.snapshot.writer.clone(),
         host: platform.map(|platform| platform.node.to_string()),
         kernel: platform.map(|platform| format!("{} {}", platform.release, platform.machine)),
+        processor: view.snapshot.processor_features.clone(),
         bytes: view.image.len(),
         stored_memory: view.image.page_sections().map(|section| section.pages.saturating_mul(4096)).sum(),
         records: view.image.frames().count(),

@@ -11,6 +11,7 @@ pub(super) mod records;
 pub(super) mod sockets;
 #[cfg(test)]
 mod tests;
+pub(super) mod threads;
 pub(super) mod view;
 
 use crate::cli::Show;
@@ -27,6 +28,8 @@ struct Json {
     #[serde(skip_serializing_if = "Option::is_none")]
     processes: Option<Vec<processes::Row>>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    threads: Option<Vec<threads::Row>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     files: Option<Vec<files::Row>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     sockets: Option<Vec<sockets::Row>>,
@@ -39,12 +42,13 @@ struct Json {
 /// Shows an image.
 pub(super) fn run(arguments: &Show, output: &Output) -> Result<ExitCode> {
     let view = View::load(&arguments.image)?;
-    let one = arguments.processes || arguments.files || arguments.sockets;
+    let one = arguments.processes || arguments.threads || arguments.files || arguments.sockets;
     let all = !(one || arguments.memory || arguments.records);
     if output.json {
         output.object(&Json {
             image: header::header(&view),
             processes: (all || arguments.processes).then(|| processes::rows(&view)),
+            threads: (all || arguments.threads).then(|| threads::rows(&view)),
             files: (all || arguments.files).then(|| files::rows(&view)),
             sockets: (all || arguments.sockets).then(|| sockets::rows(&view)),
             memory: (all || arguments.memory).then(|| memory::spaces(&view)),
@@ -55,6 +59,9 @@ pub(super) fn run(arguments: &Show, output: &Output) -> Result<ExitCode> {
     output.lines(header::lines(&header::header(&view)))?;
     if all || arguments.processes {
         section("processes", processes::lines(&processes::rows(&view)), output)?;
+    }
+    if arguments.threads {
+        section("threads", threads::lines(&threads::rows(&view)), output)?;
     }
     if all || arguments.files {
         section("descriptors", files::lines(&files::rows(&view)), output)?;

@@ -14,6 +14,8 @@ use vckpt_image_format::record::platform_name::PlatformName;
 use vckpt_image_format::record::process::Process;
 use vckpt_image_format::record::process_map::{Layout, Mapping, ProcessMap};
 use vckpt_image_format::record::process_status::{ProcessStatus, State};
+use vckpt_image_format::record::sandbox::Sandbox;
+use vckpt_image_format::record::schedule_control::ScheduleControl;
 use vckpt_image_format::record::shared_segment::SharedSegment;
 use vckpt_image_format::record::snapshot::Snapshot;
 use vckpt_image_format::{FormatError, Image, MemoryId, SegmentId, TaskId};
@@ -49,6 +51,8 @@ pub(crate) struct View {
     pub(super) tables: Vec<DescriptorTable>,
     pub(super) directories: Vec<CurrentDirectory>,
     pub(super) credentials: Vec<Credentials>,
+    pub(super) schedules: Vec<ScheduleControl>,
+    pub(super) sandboxes: Vec<Sandbox>,
 }
 
 impl View {
@@ -92,6 +96,8 @@ impl View {
             tables: image.all()?,
             directories: image.all()?,
             credentials: image.all()?,
+            schedules: image.all()?,
+            sandboxes: image.all()?,
             image,
         })
     }

@@ -9,7 +9,7 @@ use crate::stub::batch::{Argument, Batch, CallIndex, Data};
 use nix::errno::Errno;
 use vckpt_image_format::reader::Image;
 use vckpt_image_format::record::schedule_control::{
-    Attributes, MAXIMUM_MASK_WORDS, ScheduleControl, ThreadSchedule,
+    Attributes, MAXIMUM_MASK_WORDS, ScheduleControl, ThreadSchedule, list,
 };
 
 /// Adds the steps for the scheduling of every thread.
@@ -176,23 +176,6 @@ fn same(one: &[u64], other: &[u64]) -> bool {
     (0..one.len().max(other.len())).all(|index| word(one, index) == word(other, index))
 }
 
-/// A mask in the words of `taskset`, such as `0,2-3`.
-fn list(mask: &[u64]) -> String {
-    let is_set = |number: &usize| mask.get(number / 64).is_some_and(|word| word >> (number % 64) & 1 != 0);
-    let mut ranges: Vec<(usize, usize)> = Vec::new();
-    for number in (0..mask.len() * 64).filter(is_set) {
-        match ranges.last_mut() {
-            Some((_, last)) if *last + 1 == number => *last = number,
-            _ => ranges.push((number, number)),
-        }
-    }
-    let text = ranges.iter().map(|&(first, last)| match last {
-        _ if first == last => format!("{first}"),
-        _ => format!("{first}-{last}"),
-    });
-    text.collect::<Vec<_>>().join(",")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -239,7 +222,6 @@ mod tests {
     fn masks_are_compared_and_shown() {
         assert!(same(&[5], &[5, 0, 0]));
         assert!(!same(&[5], &[5, 1]));
-        assert_eq!(list(&[0b1101, 1]), "0,2-3,64");
         assert_eq!(
             describe(&Attributes { policy: 2, priority: 9, ..Attributes::default() }),
             "setting SCHED_RR with priority 9"
