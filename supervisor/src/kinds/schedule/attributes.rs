@@ -34,7 +34,7 @@ pub(super) fn read(outcome: &Outcome, data: Data) -> Attributes {
 
 /// Policy and priorities, without the clamps.
 pub(super) fn policy(attributes: &Attributes) -> [u8; LENGTH] {
-    let deadline = attributes.policy == DEADLINE;
+    let deadline = is_deadline(attributes);
     let time = |time| if deadline { time } else { 0 };
     write(&Attributes {
         flags: attributes.flags & !(KEEP_ALL | CLAMPS),
@@ -58,6 +58,11 @@ pub(super) fn clamps(attributes: &Attributes) -> Option<[u8; LENGTH]> {
 /// Whether the policy needs a privilege.
 pub(super) fn is_real_time(attributes: &Attributes) -> bool {
     REAL_TIME.contains(&attributes.policy)
+}
+
+/// Whether it is a deadline.
+pub(super) fn is_deadline(attributes: &Attributes) -> bool {
+    attributes.policy == DEADLINE
 }
 
 /// Whether the policy has a niceness (`SCHED_OTHER`, `SCHED_BATCH`); others keep one that has no effect on them.

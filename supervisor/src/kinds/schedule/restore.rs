@@ -163,7 +163,10 @@ impl Action for SetSchedule {
 
 fn describe(attributes: &Attributes) -> String {
     let name = attributes::policy_name(attributes.policy);
-    if attributes::is_real_time(attributes) {
+    if attributes::is_deadline(attributes) {
+        let Attributes { runtime, deadline, period, .. } = attributes;
+        format!("setting {name} with {runtime} ns of every {period}, within {deadline}")
+    } else if attributes::is_real_time(attributes) {
         format!("setting {name} with priority {}", attributes.priority)
     } else {
         format!("setting {name} with niceness {}", attributes.nice)
@@ -226,5 +229,7 @@ mod tests {
             describe(&Attributes { policy: 2, priority: 9, ..Attributes::default() }),
             "setting SCHED_RR with priority 9"
         );
+        let deadline = Attributes { policy: 6, runtime: 2, deadline: 8, period: 10, ..Attributes::default() };
+        assert_eq!(describe(&deadline), "setting SCHED_DEADLINE with 2 ns of every 10, within 8");
     }
 }

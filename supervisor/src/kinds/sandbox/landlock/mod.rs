@@ -20,12 +20,12 @@ use vckpt_image_format::TaskId;
 use witness::{Identity, Witnesses};
 
 /// What can be told of a thread.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum Finding {
     Free,
     Restricted,
     /// Why it can't be told.
-    Unknown(Errno),
+    Unknown(String),
 }
 
 /// Refuses threads that have rules.
@@ -48,14 +48,13 @@ pub(super) fn observe(frozen: &mut Frozen, records: &mut Records) -> Result<()> 
             problems.push(refusal(*thread, &subject));
         }
         let unknown = found.iter().find_map(|(thread, finding)| match finding {
-            Finding::Unknown(errno) => Some((thread, errno)),
+            Finding::Unknown(why) => Some((thread, why)),
             Finding::Free | Finding::Restricted => None,
         });
-        if let Some((thread, errno)) = unknown {
-            records.degraded.push(format!(
-                "{subject}: whether Landlock restricts thread {thread} can't be told: {}",
-                errno.desc()
-            ));
+        if let Some((thread, why)) = unknown {
+            records
+                .degraded
+                .push(format!("{subject}: whether Landlock restricts thread {thread} can't be told: {why}"));
         }
     }
     problems.finish()?;
@@ -108,14 +107,23 @@ fn question_about_us() -> (Batch, CallIndex) {
 /// Lets a thread look into a witness.
 fn ask(process: &mut FrozenProcess, index: usize, witnesses: &mut Witnesses) -> Result<Finding> {
     let Some(thread) = process.threads.get_mut(index) else { return Ok(Finding::Free) };
-    let Some(identity) = Identity::of(thread.tid)? else { return Ok(Finding::Unknown(Errno::EINVAL)) };
-    let witness = witnesses.get(identity)?;
+    let Some(identity) = Identity::of(thread.tid)? else {
+        return Ok(Finding::Unknown("its user namespace does not know its user".to_owned()));
+    };
+    // This program may have reached a limit, or have no right to become that user.
+    let witness = match witnesses.get(identity) {
+        Ok(witness) => witness,
+        Err(error) => return Ok(Finding::Unknown(error.to_string())),
+    };
     let (batch, call) = witness.question();
     let refusal = match thread.run(&batch)?.get(call) {
         Ok(_) => return Ok(Finding::Free),
         Err(errno @ (Errno::EACCES | Errno::EPERM)) => errno,
-        Err(errno) => return Ok(Finding::Unknown(errno)),
+        Err(errno) => return Ok(Finding::Unknown(errno.desc().to_owned())),
     };
-    let is_free = witness.would_be_seen(identity)?;
-    Ok(if is_free { Finding::Restricted } else { Finding::Unknown(refusal) })
+    Ok(match witness.would_be_seen(identity) {
+        Ok(true) => Finding::Restricted,
+        Ok(false) => Finding::Unknown(refusal.desc().to_owned()),
+        Err(error) => Finding::Unknown(error.to_string()),
+    })
 }
