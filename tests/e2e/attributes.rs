@@ -238,6 +238,8 @@ fn odd(stage: Stage) {
         unsafe {
             libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM, 0, 0, 0);
             libc::prctl(libc::PR_SET_NAME, c"child".as_ptr());
+            // Huge pages only where they are asked for (PR_THP_DISABLE_EXCEPT_ADVISED, Linux 6.18).
+            libc::prctl(libc::PR_SET_THP_DISABLE, 1, 1 << 1, 0, 0);
         }
         std::fs::write("/proc/self/oom_score_adj", "500").unwrap();
         while let Ok([_]) = take(ask[0], 1).as_deref() {
@@ -245,15 +247,23 @@ fn odd(stage: Stage) {
             // SAFETY: a valid place.
             unsafe { libc::prctl(libc::PR_GET_PDEATHSIG, &raw mut signal, 0, 0, 0) };
             let read = |name: &str| std::fs::read_to_string(format!("/proc/self/{name}")).unwrap_or_default();
-            put(answer[1], format!("{signal} {}{}", read("comm"), read("oom_score_adj")).as_bytes()).unwrap();
+            // SAFETY: plain integers.
+            let huge = unsafe { libc::prctl(libc::PR_GET_THP_DISABLE, 0, 0, 0, 0) };
+            let text = format!("{signal} {}{}{huge}", read("comm"), read("oom_score_adj"));
+            put(answer[1], text.as_bytes()).unwrap();
         }
         0
     });
-    stage.serve(move |_| {
+    let child = move || -> Result<String, String> {
         put(ask[1], b"?").map_err(|error| error.to_string())?;
         let found = take(answer[0], 100).map_err(|error| error.to_string())?;
-        let found = String::from_utf8_lossy(&found);
-        verify!(found == "15 child\n500\n", "the child says {found:?}");
+        Ok(String::from_utf8_lossy(&found).into_owned())
+    };
+    let before = child().unwrap();
+    assert!(before.starts_with("15 child\n500\n"), "the child says {before:?}");
+    stage.serve(move |_| {
+        let now = child()?;
+        verify!(now == before, "the child said {before:?} and says {now:?}");
         Ok(())
     });
 }

@@ -33,7 +33,7 @@ enum Finding {
 /// # Errors
 /// [`code::TASK_STATE`], all at once; what the stubs say.
 pub(super) fn observe(frozen: &mut Frozen, records: &mut Records) -> Result<()> {
-    if !landlock::is_there() {
+    if landlock::is_absent() {
         return Ok(());
     }
     let mut problems = Problems::new();
@@ -59,8 +59,8 @@ pub(super) fn observe(frozen: &mut Frozen, records: &mut Records) -> Result<()> 
     }
     problems.finish()?;
     match landlock::own_layers() {
-        Ok(0) => {}
-        Ok(_) => records.degraded.push(
+        Ok(None | Some(0)) => {}
+        Ok(Some(_)) => records.degraded.push(
             "vckpt is restricted by Landlock, and so is the tree: restored elsewhere, it is not".to_owned(),
         ),
         Err(errno) => records
