@@ -65,4 +65,6 @@ identities! {
     SocketId, "socket";
     /// A terminal.
     TerminalId, "terminal";
+    /// An io_uring: the rings of requests and completions that a program shares with the kernel.
+    RingId, "ring";
 }

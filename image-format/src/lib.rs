@@ -140,7 +140,7 @@ pub mod writer;
 pub use error::{FormatError, WriteError};
 pub use id::{
     DescriptionId, DescriptorTableId, FileSystemContextId, Identity, MemoryId, NamelessFileId, PipeId,
-    SegmentId, SocketId, TaskId, TerminalId,
+    RingId, SegmentId, SocketId, TaskId, TerminalId,
 };
 pub use layout::{CHUNK_SIZE, FORMAT_VERSION, MAX_CHUNKS, MAX_FRAMES, MAX_RECORD_BYTES, PAGE_SIZE};
 pub use reader::{FrameInfo, Image, PageSection};

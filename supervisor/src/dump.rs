@@ -4,6 +4,7 @@ use crate::error::code::Class;
 use crate::error::{Error, Result, Subject, code};
 use crate::freeze;
 use crate::kinds::descriptor::internet::hold::Hold;
+use crate::kinds::descriptor::io_uring::observe::Watch;
 use crate::look::{Look, Wanted, look};
 use crate::output::ImageFile;
 use crate::proc::stat;
@@ -124,9 +125,11 @@ pub fn dump(request: Request, progress: &mut dyn FnMut(Progress)) -> Result<Repo
     let stored = store::store(&records, sink, progress);
     let (mut sink, stored) = stored.map_err(|error| or_the_end(error, &members))?;
     let hold = records.hold.take();
+    let watched = std::mem::take(&mut records.watched);
     drop(records);
     sink.flush().map_err(|error| Error::system(code::IMAGE_WRITE, "writing the image", error))?;
     drop(sink);
+    watched.iter().try_for_each(Watch::check)?;
     debug!(bytes = stored.image, elapsed = ?frozen_at.elapsed(), "stored");
     (report.memory_bytes, report.image_bytes) = (stored.memory, stored.image);
     progress(Progress { phase: "seal", done: 0, total: 0 });
@@ -135,6 +138,7 @@ pub fn dump(request: Request, progress: &mut dyn FnMut(Progress)) -> Result<Repo
             // The image has to be safe before there is nothing else left.
             file.map_or(Ok(()), ImageFile::commit)?;
             Hold::end(hold, || frozen.kill())?;
+            watched.iter().for_each(Watch::wait_for_end);
             report.frozen = frozen_at.elapsed();
         }
         Afterwards::LeaveRunning => {

@@ -4,6 +4,7 @@
 
 use crate::freeze::Backlog;
 use crate::kinds::descriptor::internet::hold::Hold;
+use crate::kinds::descriptor::io_uring::observe::{Looked, Watch};
 use crate::kinds::descriptor::message_queue::observe::Queue;
 use crate::kinds::descriptor::terminal::pair::observe::Pair;
 use std::collections::HashMap;
@@ -13,7 +14,7 @@ use std::io::Write;
 use std::os::fd::OwnedFd;
 use vckpt_image_format::record::mmap_memory::PageOwner;
 use vckpt_image_format::writer::{ImageWriter, WriteError};
-use vckpt_image_format::{NamelessFileId, Record, SegmentId};
+use vckpt_image_format::{NamelessFileId, Record, RingId, SegmentId};
 
 /// A record of any kind, ready to be written.
 pub trait AnyRecord: fmt::Debug {
@@ -98,6 +99,12 @@ pub struct Records {
     pub pairs: Vec<Pair>,
     /// Message queues that are still to be asked for their messages.
     pub queues: Vec<Queue>,
+    /// io_urings that are still to be asked.
+    pub rings: Vec<Looked>,
+    /// Whether a ring was refused.
+    pub ring_refused: bool,
+    /// What must still be so when the image is complete: the kernel works on while the tree stands still.
+    pub watched: Vec<Watch>,
     /// Whether the files behind mappings are to be stored too, as far as they are part of the program.
     pub embed_files: bool,
     /// Whether TCP connections with peers outside of the tree are kept as if the peer had closed them.
@@ -108,6 +115,7 @@ pub struct Records {
     pub backlog: Backlog,
     nameless_files: HashMap<Inode, NamelessFileId>,
     segments: HashMap<Inode, SegmentId>,
+    ring_numbers: HashMap<Inode, RingId>,
 }
 
 impl Records {
@@ -130,5 +138,16 @@ impl Records {
         let next = SegmentId(u32::try_from(self.segments.len()).unwrap_or(u32::MAX));
         let id = *self.segments.entry(inode).or_insert(next);
         (id, id == next)
+    }
+
+    /// The identity of an io_uring.
+    pub fn ring(&mut self, inode: Inode) -> RingId {
+        let next = RingId(u32::try_from(self.ring_numbers.len()).unwrap_or(u32::MAX));
+        *self.ring_numbers.entry(inode).or_insert(next)
+    }
+
+    /// All io_urings that have an identity.
+    pub fn ring_ids(&self) -> impl Iterator<Item = RingId> {
+        self.ring_numbers.values().copied()
     }
 }

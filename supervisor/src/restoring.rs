@@ -5,6 +5,7 @@
 use crate::clocks::Clocks;
 use crate::error::{Error, Result, Subject, code};
 use crate::kinds::descriptor::internet::revive::{self, Revived};
+use crate::kinds::descriptor::io_uring::made::MadeRing;
 use crate::kinds::descriptor::terminal::pair::restore::MadePair;
 use crate::kinds::segment::system_v::Held;
 use crate::namespaces;
@@ -20,7 +21,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use vckpt_image_format::reader::Image;
 use vckpt_image_format::record::description::Description;
-use vckpt_image_format::{DescriptionId, NamelessFileId, SegmentId, TaskId, TerminalId};
+use vckpt_image_format::{DescriptionId, NamelessFileId, RingId, SegmentId, TaskId, TerminalId};
 
 /// A restore under way.
 #[derive(Debug)]
@@ -41,6 +42,8 @@ pub struct Restoring<'image> {
     pub descriptions: HashMap<DescriptionId, OwnedFd>,
     /// Descriptions that send signals, or say to whom they would.
     pub senders: Vec<Description>,
+    /// The io_urings that were made.
+    pub rings: HashMap<RingId, MadeRing>,
     /// The shared segments that were made: open for reading and writing.
     pub segments: HashMap<SegmentId, OwnedFd>,
     /// The System V segments that were found or made.
@@ -89,6 +92,7 @@ impl<'image> Restoring<'image> {
             session_terminals: HashMap::new(),
             descriptions: HashMap::new(),
             senders: Vec::new(),
+            rings: HashMap::new(),
             segments: HashMap::new(),
             system_v: HashMap::new(),
             nameless_files: HashMap::new(),

@@ -70,6 +70,8 @@ mod ranges;
 mod reception;
 mod refusals;
 mod rights;
+mod ring_requests;
+mod rings;
 mod runtimes;
 mod sandbox;
 mod schedules;
@@ -162,6 +164,8 @@ const TOPICS: &[Topic] = &[
     databases::TOPIC,
     reception::TOPIC,
     refusals::TOPIC,
+    ring_requests::TOPIC,
+    rings::TOPIC,
     damaged::TOPIC,
     clocks::TOPIC,
     commands::TOPIC,

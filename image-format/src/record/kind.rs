@@ -135,6 +135,8 @@ kinds! {
     IpcNamespace = 96, "ipc namespace";
     /// A BPF map.
     BpfMap = 97, "bpf map";
+    /// An io_uring.
+    IoUring = 110, "io_uring";
 }
 
 impl fmt::Display for Kind {

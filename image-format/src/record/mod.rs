@@ -17,6 +17,7 @@ pub mod fanotify;
 pub mod file;
 pub mod file_locking;
 pub mod inotify;
+pub mod io_uring;
 pub mod ipc_namespace;
 pub mod kind;
 pub mod lightweight_process;
@@ -177,6 +178,7 @@ pub const REGISTRY: &[Entry] = &[
     entry::<posix_message_queue::PosixMessageQueue>(),
     entry::<ipc_namespace::IpcNamespace>(),
     entry::<bpf_map::BpfMap>(),
+    entry::<io_uring::IoUring>(),
     entry::<message_queue::MessageQueue>(),
     entry::<semaphore::Semaphore>(),
 ];

@@ -2,7 +2,7 @@
 
 use super::schedule_control::{MAXIMUM_MASK_WORDS, MemoryPolicy};
 use super::{Kind, Record};
-use crate::id::{Identity, MemoryId, NamelessFileId, SegmentId};
+use crate::id::{Identity, MemoryId, NamelessFileId, RingId, SegmentId};
 use crate::text::Text;
 use serde::{Deserialize, Serialize};
 
@@ -148,6 +148,13 @@ pub enum Source {
     },
     /// The ring of a context of asynchronous input and output (`io_setup(2)`).
     Ring(Ring),
+    /// A part of an io_uring.
+    IoUring {
+        /// The io_uring.
+        ring: RingId,
+        /// `IORING_OFF_SQ_RING`, `IORING_OFF_CQ_RING` or `IORING_OFF_SQES`, and what lies behind.
+        offset: u64,
+    },
 }
 
 /// A context of asynchronous input and output, by what is in its ring.
@@ -212,11 +219,16 @@ impl Record for ProcessMap {
         let executable = self.layout.iter().map(|layout| &layout.executable);
         let mapped = self.mappings.iter().filter_map(|mapping| match &mapping.source {
             Source::File { file, .. } => Some(file),
-            Source::Anonymous | Source::Segment { .. } | Source::Kernel { .. } | Source::Ring(_) => None,
+            Source::Anonymous
+            | Source::Segment { .. }
+            | Source::Kernel { .. }
+            | Source::Ring(_)
+            | Source::IoUring { .. } => None,
         });
         identities.extend(executable.chain(mapped).filter_map(|file| file.nameless).map(Identity::from));
         identities.extend(self.mappings.iter().filter_map(|mapping| match &mapping.source {
             Source::Segment { segment, .. } => Some(Identity::from(*segment)),
+            Source::IoUring { ring, .. } => Some(Identity::from(*ring)),
             Source::Anonymous | Source::File { .. } | Source::Kernel { .. } | Source::Ring(_) => None,
         }));
         identities

@@ -12,6 +12,7 @@ use vckpt_image_format::record::event_descriptor::EventDescriptor;
 use vckpt_image_format::record::fanotify::Fanotify;
 use vckpt_image_format::record::file::{File, Target};
 use vckpt_image_format::record::inotify::Inotify;
+use vckpt_image_format::record::io_uring::IoUring;
 use vckpt_image_format::record::nameless_file::{NamelessFile, Sort};
 use vckpt_image_format::record::namespace_descriptor::NamespaceDescriptor;
 use vckpt_image_format::record::pipe::{Pipe, Reach};
@@ -162,6 +163,9 @@ fn opened(image: &Image) -> Result<HashMap<DescriptionId, Opened>, FormatError> 
         add(&record.description, "a_inode", "0".to_owned(), format!("[{}{lost}]", record.name()));
     }
     for record in image.all::<Fanotify>()? {
+        add(&record.description, "a_inode", "0".to_owned(), format!("[{}]", record.name()));
+    }
+    for record in image.all::<IoUring>()? {
         add(&record.description, "a_inode", "0".to_owned(), format!("[{}]", record.name()));
     }
     for record in image.all::<NamespaceDescriptor>()? {

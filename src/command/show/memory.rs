@@ -91,6 +91,8 @@ fn row(
         Source::Segment { segment, .. } => segment_name(view, *segment),
         Source::Kernel { name } => plain(name),
         Source::Ring(ring) => format!("[ring of asynchronous I/O, {} events wait]", ring.events.len() / 32),
+        Source::IoUring { offset: 0x1000_0000.., .. } => "[io_uring, requests]".to_owned(),
+        Source::IoUring { .. } => "[io_uring, rings]".to_owned(),
         Source::Anonymous => match &mapping.name {
             Some(name) => format!("[anon:{name}]"),
             None if heap.is_some_and(|heap| start < heap.1 && end > heap.0) => "[heap]".to_owned(),

@@ -111,6 +111,8 @@ codes! {
     FILE_DIFFERS = "VC-FD-002", Environment, "put the file back as it was when the image was made";
     /// A descriptor could not be made again.
     DESCRIPTOR_RESTORE = "VC-FD-003", Environment, "look at the path or address that the message names";
+    /// An io_uring in a state that can't be kept.
+    RING = "VC-URING-001", Unsupported, "let the program finish its requests before the dump, or start it without io_uring (Node.js: UV_USE_IO_URING=0)";
     /// There is no terminal to restore onto.
     NO_TERMINAL = "VC-TTY-001", Environment, "run vckpt restore on a terminal, without --detach and with its input not redirected";
     /// A socket in a state that is not supported.

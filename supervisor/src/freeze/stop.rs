@@ -172,7 +172,7 @@ fn attach_threads(pid: i32, root: i32, tree: &mut StoppedTree, moving: &mut Movi
     };
     let mut news = false;
     for tid in threads {
-        if tree.tasks.contains_key(&tid) || moving.contains_key(&tid) {
+        if tree.tasks.contains_key(&tid) || moving.contains_key(&tid) || is_worker(pid, tid) {
             continue;
         }
         match Running::seize(tid, OPTIONS) {
@@ -195,6 +195,13 @@ fn attach_threads(pid: i32, root: i32, tree: &mut StoppedTree, moving: &mut Movi
         }
     }
     Ok(news)
+}
+
+/// Whether a thread is the kernel's, and never runs the program: it can't be stopped, and goes when what it works for
+/// does.
+fn is_worker(pid: i32, tid: i32) -> bool {
+    let flags = || stat::parse(&read::file(tid, "stat").ok()?).map(|stat| stat.flags);
+    pid != tid && flags().is_some_and(|flags| flags & stat::FLAG_WORKER != 0)
 }
 
 /// A process that is gone without a trace.

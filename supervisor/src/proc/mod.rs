@@ -5,6 +5,7 @@
 pub mod fdinfo;
 pub mod id_map;
 pub mod identity;
+pub mod io_uring;
 pub mod locks;
 pub mod maps;
 pub mod mountinfo;

@@ -43,6 +43,9 @@ pub struct Stat {
 
 /// `PF_KTHREAD`: a thread of the kernel.
 pub const FLAG_KERNEL_THREAD: u32 = 0x0020_0000;
+/// `PF_IO_WORKER` and `PF_USER_WORKER`: a thread of the kernel within a process, which works for an io_uring, for
+/// example.
+pub const FLAG_WORKER: u32 = 0x10 | 0x4000;
 /// `PF_EXITING`: it is on its way to its end, and may have given up its memory.
 pub const FLAG_EXITING: u32 = 0x4;
 

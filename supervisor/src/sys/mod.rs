@@ -14,6 +14,7 @@ pub mod bpf;
 pub mod file;
 
 pub mod guard;
+pub mod io_uring;
 pub mod landlock;
 pub mod message_queue;
 pub mod netfilter;

@@ -80,10 +80,18 @@ pub(crate) fn timespec(time: Duration) -> libc::timespec {
     libc::timespec { tv_sec: time.as_secs().cast_signed(), tv_nsec: i64::from(time.subsec_nanos()) }
 }
 
+/// `PROT_READ` and `PROT_WRITE`.
+pub(crate) const READ_WRITE: i32 = libc::PROT_READ | libc::PROT_WRITE;
+
 /// New memory from the kernel; fails loudly.
 pub(crate) fn map(length: usize, protection: i32, flags: i32, descriptor: i32) -> *mut u8 {
+    map_at(length, protection, flags, descriptor, 0)
+}
+
+/// New memory from the kernel, from an offset of a file on; fails loudly.
+pub(crate) fn map_at(length: usize, protection: i32, flags: i32, descriptor: i32, offset: i64) -> *mut u8 {
     // SAFETY: the kernel chooses the place, so no existing memory is touched.
-    let place = unsafe { libc::mmap(std::ptr::null_mut(), length, protection, flags, descriptor, 0) };
+    let place = unsafe { libc::mmap(std::ptr::null_mut(), length, protection, flags, descriptor, offset) };
     assert_ne!(place, libc::MAP_FAILED, "mmap: {}", io::Error::last_os_error());
     place.cast()
 }

@@ -10,6 +10,7 @@ pub(crate) mod facts;
 pub(crate) mod kernel;
 pub(crate) mod memory;
 pub(crate) mod shared;
+pub(crate) mod uring;
 
 use std::fs;
 use std::path::PathBuf;

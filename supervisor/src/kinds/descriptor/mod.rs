@@ -20,6 +20,7 @@ pub mod file;
 pub mod holders;
 pub mod inotify;
 pub mod internet;
+pub mod io_uring;
 pub mod message_queue;
 pub mod namespace;
 pub mod observe;
@@ -127,6 +128,12 @@ pub const DESCRIPTOR_KINDS: &[DescriptorKind] = &[
         plan: fanotify::restore::plan,
     },
     DescriptorKind {
+        name: "io_uring",
+        claims: io_uring::claims,
+        observe: io_uring::observe::observe,
+        plan: io_uring::restore::plan,
+    },
+    DescriptorKind {
         name: "terminal",
         claims: terminal::claims,
         observe: terminal::observe::observe,
@@ -143,6 +150,7 @@ pub fn plan(image: &Image, plan: &mut Plan) -> Result<()> {
         (kind.plan)(image, plan)?;
     }
     place::plan(image, plan)?;
+    io_uring::plan_places(image, plan)?;
     epoll::restore::plan_targets(image, plan)?;
     epoll::restore::plan_quiet(image, plan)?;
     plan.action(Stage::Memory, owners::SetOwners);

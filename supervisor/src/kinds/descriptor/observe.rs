@@ -2,7 +2,7 @@
 
 use super::DESCRIPTOR_KINDS;
 use super::opened::{Holder, Opened, Walk};
-use super::{message_queue, owners, socket, terminal};
+use super::{io_uring, message_queue, owners, socket, terminal};
 use crate::error::{Problems, Result, code};
 use crate::frozen::{Frozen, FrozenProcess};
 use crate::kinds::file_lock;
@@ -74,6 +74,7 @@ pub fn observe(frozen: &mut Frozen, records: &mut Records) -> Result<()> {
         problems.take(message_queue::messages::observe(frozen, &mut queue));
         records.push(queue.record);
     }
+    problems.take(io_uring::ask::ask(frozen, records));
     problems.finish()
 }
 
@@ -87,7 +88,6 @@ fn unknown(opened: &Opened) -> Box<crate::error::Error> {
         _ if opened.is_anonymous("userfaultfd") => {
             "a userfaultfd, whose registered memory can't be kept".to_owned()
         }
-        _ if opened.is_anonymous("io_uring") => "an io_uring, whose requests can't be kept".to_owned(),
         _ if opened.is_anonymous("perf_event") => "a performance counter".to_owned(),
         _ => "a descriptor of a kind that is not supported yet".to_owned(),
     };

@@ -5,14 +5,16 @@
 //! their wanted numbers, none arrives above the number that it is meant for; moved from the last to the first,
 //! each finds its number free.
 
-use super::tables;
+use super::{all, tables};
 use crate::error::{Error, Result, Subject, code};
 use crate::plan::{Action, Plan, Stage};
 use crate::restoring::Restoring;
 use crate::stub::batch::{Argument, Batch};
+use std::collections::BTreeSet;
 use std::os::fd::AsRawFd;
 use vckpt_image_format::record::descriptor_table::Descriptor;
-use vckpt_image_format::{Image, TaskId};
+use vckpt_image_format::record::io_uring::IoUring;
+use vckpt_image_format::{DescriptionId, Image, TaskId};
 
 /// Most descriptors that travel at once.
 const PORTION: usize = 200;
@@ -22,7 +24,11 @@ const PORTION: usize = 200;
 /// # Errors
 /// [`code::IMAGE_BAD`] if a table is missing.
 pub fn plan(image: &Image, plan: &mut Plan) -> Result<()> {
-    for (process, table) in tables(image)? {
+    // These don't travel.
+    let rings: BTreeSet<DescriptionId> =
+        all::<IoUring>(image)?.into_iter().map(|ring| ring.description.id).collect();
+    for (process, mut table) in tables(image)? {
+        table.descriptors.retain(|descriptor| !rings.contains(&descriptor.description));
         let mut taken = Vec::new();
         for portion in table.descriptors.chunks(PORTION) {
             let arrivals = arrivals(&taken, portion.len());
@@ -101,7 +107,6 @@ mod tests {
     use super::*;
     use proptest_free::random_tables;
     use std::collections::BTreeMap;
-    use vckpt_image_format::DescriptionId;
 
     /// Numbers without a crate for it: a few hundred tables from a fixed seed.
     mod proptest_free {

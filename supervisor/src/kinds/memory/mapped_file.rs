@@ -96,7 +96,11 @@ pub fn check(image: &Image) -> Result<()> {
     for map in crate::image::all::<ProcessMap>(image)? {
         let mapped = map.mappings.into_iter().filter_map(|mapping| match mapping.source {
             Source::File { file, .. } => Some(file),
-            Source::Anonymous | Source::Segment { .. } | Source::Kernel { .. } | Source::Ring(_) => None,
+            Source::Anonymous
+            | Source::Segment { .. }
+            | Source::Kernel { .. }
+            | Source::Ring(_)
+            | Source::IoUring { .. } => None,
         });
         for file in map.layout.into_iter().map(|layout| layout.executable).chain(mapped) {
             if file.nameless.is_none() && seen.insert(file.clone()) {

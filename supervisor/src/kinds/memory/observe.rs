@@ -3,6 +3,7 @@
 use super::{attributes, layout, pages, policy, ring, source};
 use crate::error::{Error, Problems, Result, code};
 use crate::frozen::{Frozen, FrozenProcess};
+use crate::kinds::descriptor::io_uring;
 use crate::proc::maps::MapLine;
 use crate::records::Records;
 use vckpt_image_format::record::process_map::{Layout, Mapping, ProcessMap, Source, flag};
@@ -106,6 +107,10 @@ fn mapping(at: At<'_>, records: &mut Records) -> Result<Mapping> {
     mapping.name = named.and_then(|name| name.strip_suffix(b"]")).map(Text::from);
     if ring::is_ring(line) {
         mapping.source = ring::source(at, records)?;
+        return Ok(mapping);
+    }
+    if io_uring::is_mapped(line) {
+        mapping.source = io_uring::source(line, records)?;
         return Ok(mapping);
     }
     if line.inode == 0 && !source::is_system_v(line) {

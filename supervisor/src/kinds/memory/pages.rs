@@ -58,7 +58,11 @@ fn scan(pagemap: &File, mapping: &Mapping, runs: &mut Vec<FoundRun>) -> std::res
             RunContent::Anonymous,
         ),
         // A page of the file itself is not stored, only what was written over it.
-        Source::File { .. } | Source::Segment { .. } | Source::Kernel { .. } | Source::Ring(_) => (
+        Source::File { .. }
+        | Source::Segment { .. }
+        | Source::Kernel { .. }
+        | Source::Ring(_)
+        | Source::IoUring { .. } => (
             Query { any_of: pagemap::PRESENT | pagemap::SWAPPED, none_of: pagemap::FILE },
             RunContent::OverFile,
         ),

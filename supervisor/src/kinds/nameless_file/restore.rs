@@ -47,7 +47,11 @@ fn mapped(maps: &[ProcessMap]) -> impl Iterator<Item = &MappedFile> {
     maps.iter().flat_map(|map| {
         let mapped = map.mappings.iter().filter_map(|mapping| match &mapping.source {
             Source::File { file, .. } => Some(file),
-            Source::Anonymous | Source::Segment { .. } | Source::Kernel { .. } | Source::Ring(_) => None,
+            Source::Anonymous
+            | Source::Segment { .. }
+            | Source::Kernel { .. }
+            | Source::Ring(_)
+            | Source::IoUring { .. } => None,
         });
         mapped.chain(map.layout.iter().map(|layout| &layout.executable))
     })

@@ -85,7 +85,7 @@ impl Builder {
         }
         let (descriptor, offset) = match &mapping.source {
             // The place of a ring is only kept free until there is one.
-            Source::Anonymous | Source::Kernel { .. } | Source::Ring(_) => {
+            Source::Anonymous | Source::Kernel { .. } | Source::Ring(_) | Source::IoUring { .. } => {
                 flags |= libc::MAP_ANONYMOUS;
                 if mapping.huge_page != 0 {
                     flags |= libc::MAP_HUGETLB | i32::from(mapping.huge_page) << libc::MAP_HUGE_SHIFT;

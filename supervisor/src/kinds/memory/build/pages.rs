@@ -78,7 +78,8 @@ impl Builder {
                     let arguments = [start.into(), (end - start).into(), libc::MADV_DONTNEED.into()];
                     self.batch.must("clearing memory", libc::SYS_madvise, arguments);
                 }
-                Source::Segment { .. } | Source::Kernel { .. } | Source::Ring(_) => {}
+                Source::Segment { .. } | Source::Kernel { .. } | Source::Ring(_) | Source::IoUring { .. } => {
+                }
             }
         }
         Ok(())

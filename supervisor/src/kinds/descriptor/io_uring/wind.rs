@@ -1,0 +1,258 @@
+//! Winding a new ring up: it takes requests that do nothing and gives completions, until both counts are where they were.
+//!
+//! Nothing else than requests moves the kernel's counts. A program that has used `IOSQE_CQE_SKIP_SUCCESS` has taken more
+//! than it has given, and so does the new ring; completions without a request of the ring itself come from messages of
+//! another ring (`IORING_OP_MSG_RING`).
+
+use super::layout::word;
+use super::made::MadeRing;
+use crate::error::{Error, Result, code};
+use crate::restoring::Restoring;
+use crate::stub::batch::Batch;
+use crate::sys::io_uring::{self, ENTRIES, GET_EVENTS, PARAMETERS, RINGS, WAKE_UP, Window};
+use nix::errno::Errno;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::time::{Duration, Instant};
+use vckpt_image_format::record::io_uring::IoUring;
+
+/// `IOSQE_CQE_SKIP_SUCCESS`.
+const SILENT: u8 = 64;
+/// `IORING_OP_MSG_RING`.
+const MESSAGE: u8 = 40;
+/// Messages that are sent at a time.
+const SOME: u32 = 64;
+/// Requests that the kernel has taken.
+pub const TAKEN: usize = 0;
+/// Requests that the program has prepared.
+pub const PREPARED: usize = 4;
+/// Completions that the program has seen.
+pub const SEEN: usize = 8;
+/// Completions that the kernel has given.
+pub const GIVEN: usize = 12;
+/// For how long a thread of the kernel may do nothing.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A ring that is being wound up.
+#[derive(Debug)]
+pub struct Winding<'ring> {
+    /// What it shall be.
+    pub record: &'ring IoUring,
+    /// The new ring.
+    pub ring: &'ring OwnedFd,
+    /// Its number in the process that makes it.
+    pub number: i32,
+    /// Its rings.
+    pub rings: Window,
+    /// Its entries.
+    pub entries: Window,
+}
+
+/// The error for a ring that can't be made.
+#[must_use]
+pub fn failed(what: &str, errno: Errno) -> Box<Error> {
+    Error::system(code::DESCRIPTOR_RESTORE, what, errno)
+}
+
+impl<'ring> Winding<'ring> {
+    /// A new ring with its memory in sight.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn begin(record: &'ring IoUring, made: &'ring MadeRing) -> Result<Self> {
+        let ring = &made.ring;
+        let map = |offset, length: usize| {
+            Window::map(ring.as_fd(), offset, length).map_err(|errno| failed("mapping an io_uring", errno))
+        };
+        let (rings, entries) = (map(RINGS, record.rings.len())?, map(ENTRIES, record.entries.len())?);
+        Ok(Self { record, ring, number: made.number, rings, entries })
+    }
+
+    /// Writes to the rings.
+    ///
+    /// # Errors
+    /// [`code::MEMORY_ACCESS`].
+    pub fn write(&self, at: usize, bytes: &[u8]) -> Result<()> {
+        self.rings
+            .write(at, bytes)
+            .map_err(|errno| Error::system(code::MEMORY_ACCESS, "writing to an io_uring", errno))
+    }
+
+    /// Writes to the entries.
+    ///
+    /// # Errors
+    /// [`code::MEMORY_ACCESS`].
+    pub fn write_entries(&self, bytes: &[u8]) -> Result<()> {
+        self.entries
+            .write(0, bytes)
+            .map_err(|errno| Error::system(code::MEMORY_ACCESS, "writing to an io_uring", errno))
+    }
+
+    /// A word of the rings.
+    ///
+    /// # Errors
+    /// [`code::MEMORY_ACCESS`].
+    pub fn word(&self, at: usize) -> Result<u32> {
+        let mut bytes = [0; 4];
+        let read = self.rings.read(at, &mut bytes);
+        read.map_err(|errno| Error::system(code::MEMORY_ACCESS, "reading from an io_uring", errno))?;
+        Ok(word(&bytes, 0))
+    }
+
+    /// Says in the array, if there is one, that each request is in the place of its number.
+    ///
+    /// # Errors
+    /// As [`Winding::write`].
+    pub fn straighten(&self) -> Result<()> {
+        let record = self.record;
+        if record.flags & IoUring::NO_ARRAY != 0 {
+            return Ok(());
+        }
+        let places: Vec<u8> = (0..record.submission_entries).flat_map(u32::to_le_bytes).collect();
+        self.write(IoUring::array(record.flags, record.completion_entries), &places)
+    }
+
+    /// Winds it up, all but the requests under way.
+    ///
+    /// # Errors
+    /// What the kernel says, or [`code::HOST_FEATURE`] if it does something else than what was asked for.
+    pub fn wind(&self, restoring: &mut Restoring<'_>) -> Result<()> {
+        let record = self.record;
+        let requests = u32::try_from(record.requests()).unwrap_or(0);
+        let taken = record.taken.saturating_sub(requests);
+        self.straighten()?;
+        self.turn(restoring, taken.min(record.given), false)?;
+        if taken > record.given {
+            self.write_entries(&self.nothing(SILENT))?;
+            self.turn(restoring, taken - record.given, true)?;
+        } else {
+            self.tell(restoring, record.given - taken)?;
+        }
+        let now = (self.word(TAKEN)?, self.word(GIVEN)?);
+        if now == (taken, record.given) {
+            return Ok(());
+        }
+        Err(Error::new(code::HOST_FEATURE, "this kernel counts the requests of an io_uring in another way")
+            .because(format!("{now:?} instead of {:?}", (taken, record.given))))
+    }
+
+    /// Entries of requests that do nothing (`IORING_OP_NOP` is 0).
+    fn nothing(&self, flags: u8) -> Vec<u8> {
+        let length = IoUring::entry_length(self.record.flags);
+        let mut bytes = vec![0; self.record.entries.len()];
+        bytes.chunks_mut(length).filter_map(|entry| entry.get_mut(1)).for_each(|byte| *byte = flags);
+        bytes
+    }
+
+    /// Has requests taken, and takes their completions.
+    fn turn(&self, restoring: &mut Restoring<'_>, count: u32, is_silent: bool) -> Result<()> {
+        let (entries, room) = (self.record.submission_entries, self.record.completion_entries);
+        let mut left = count;
+        while left > 0 {
+            let some = left.min(room);
+            let prepared = self.word(TAKEN)?.wrapping_add(some);
+            self.write(PREPARED, &prepared.to_le_bytes())?;
+            self.enter(restoring, some.div_ceil(entries), entries.min(some))?;
+            if self.record.flags & IoUring::POLLED != 0 {
+                self.let_work(prepared, self.word(SEEN)?.wrapping_add(if is_silent { 0 } else { some }))?;
+            }
+            let given = self.word(GIVEN)?;
+            self.write(SEEN, &given.to_le_bytes())?;
+            left -= some;
+        }
+        Ok(())
+    }
+
+    /// Submits requests that are prepared, by the thread that may.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn submit(&self, restoring: &mut Restoring<'_>, count: u32, until: u32) -> Result<()> {
+        let flags = self.record.flags;
+        if flags & IoUring::POLLED != 0 {
+            return self.let_work(until, self.word(GIVEN)?);
+        }
+        self.enter_from_inside(restoring, 1, count)
+    }
+
+    /// Lets the kernel take what is prepared.
+    fn enter(&self, restoring: &mut Restoring<'_>, times: u32, entries: u32) -> Result<()> {
+        let flags = self.record.flags;
+        if flags & IoUring::POLLED != 0 {
+            return Ok(());
+        }
+        if flags & IoUring::SINGLE_ISSUER == 0 {
+            for _ in 0..times {
+                io_uring::enter(self.ring.as_fd(), entries, 0)
+                    .map_err(|errno| failed("winding an io_uring up", errno))?;
+            }
+            return Ok(());
+        }
+        self.enter_from_inside(restoring, times, entries)
+    }
+
+    fn enter_from_inside(&self, restoring: &mut Restoring<'_>, times: u32, entries: u32) -> Result<()> {
+        let mut batch = Batch::new();
+        let none = 0.into();
+        for _ in 0..times {
+            let arguments = [self.number.into(), entries.into(), none, GET_EVENTS.into(), none, none];
+            batch.must("submitting requests of an io_uring", libc::SYS_io_uring_enter, arguments);
+        }
+        restoring.run(self.record.maker, &batch).map(drop)
+    }
+
+    /// Waits until the kernel's thread has taken this many requests, and given at least this many completions.
+    fn let_work(&self, taken: u32, given: u32) -> Result<()> {
+        let begin = Instant::now();
+        let is_there = |count: u32| count.wrapping_sub(given).cast_signed() >= 0;
+        while self.word(TAKEN)? != taken || !is_there(self.word(GIVEN)?) {
+            io_uring::enter(self.ring.as_fd(), 0, WAKE_UP)
+                .map_err(|errno| failed("submitting requests of an io_uring", errno))?;
+            if begin.elapsed() > PATIENCE {
+                let what = "the kernel's thread of an io_uring takes no requests";
+                return Err(Error::new(code::HOST_FEATURE, what));
+            }
+            std::thread::yield_now();
+        }
+        Ok(())
+    }
+
+    /// Has completions given by messages of another ring.
+    fn tell(&self, restoring: &mut Restoring<'_>, count: u32) -> Result<()> {
+        if count == 0 {
+            return Ok(());
+        }
+        let mut parameters = [0; PARAMETERS];
+        let sender = io_uring::setup(SOME, &mut parameters)
+            .map_err(|errno| failed("making an io_uring that sends messages", errno))?;
+        let array = parameters[10 + 6] as usize;
+        let map = |offset, length| {
+            Window::map(sender.as_fd(), offset, length).map_err(|errno| failed("mapping an io_uring", errno))
+        };
+        let (rings, entries) = (map(RINGS, array + SOME as usize * 4)?, map(ENTRIES, SOME as usize * 64)?);
+        let written = |errno| Error::system(code::MEMORY_ACCESS, "writing to an io_uring", errno);
+        let mut message = [0; 64];
+        message[0] = MESSAGE;
+        message[4..8].copy_from_slice(&self.ring.as_raw_fd().to_le_bytes());
+        for number in 0..SOME {
+            rings.write(array + number as usize * 4, &number.to_le_bytes()).map_err(written)?;
+            entries.write(number as usize * 64, &message).map_err(written)?;
+        }
+        let (mut left, mut sent) = (count, 0_u32);
+        while left > 0 {
+            let some = left.min(SOME).min(self.record.completion_entries);
+            sent = sent.wrapping_add(some);
+            rings.write(PREPARED, &sent.to_le_bytes()).map_err(written)?;
+            let took = io_uring::enter(sender.as_fd(), some, GET_EVENTS);
+            took.map_err(|errno| failed("sending messages to an io_uring", errno))?;
+            rings.write(SEEN, &sent.to_le_bytes()).map_err(written)?;
+            if self.record.flags & IoUring::DEFERRED != 0 {
+                // Its own thread has to take them.
+                self.enter_from_inside(restoring, 1, 0)?;
+            }
+            let given = self.word(GIVEN)?;
+            self.write(SEEN, &given.to_le_bytes())?;
+            left -= some;
+        }
+        Ok(())
+    }
+}
