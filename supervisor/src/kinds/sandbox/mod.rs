@@ -11,7 +11,8 @@
 //! while a thread is restored, its filters are suspended (`PTRACE_O_SUSPEND_SECCOMP`).
 //!
 //! If this program is killed, the filters count again while the stub is on its way home. So a thread is only dumped if
-//! its filters end it at none of the calls that a stub makes: [`filter`] runs them.
+//! its filters end it at none of the calls by which a stub comes and goes, and no kind has to ask something of it by a
+//! call at which they would: [`filter`] runs them.
 //!
 //! # What is not
 //!

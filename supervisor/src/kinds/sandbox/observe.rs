@@ -8,6 +8,7 @@ use crate::records::Records;
 use crate::stub::batch::Batch;
 use crate::tracee::Stopped;
 use nix::errno::Errno;
+use std::collections::BTreeSet;
 use vckpt_image_format::record::sandbox::{Filter, Sandbox, ThreadSandbox};
 
 /// `SECCOMP_MODE_STRICT`.
@@ -25,15 +26,20 @@ const ON_THE_WAY_HOME: [(i64, &str); 5] = [
     (libc::SYS_sendmsg, "sendmsg"),
 ];
 
-/// All other calls that a stub makes in a target. They may fail when this program is gone.
-const OTHERS: [(i64, &str); 37] = [
+/// The other calls by which a stub comes and goes. They may fail when this program is gone.
+const ON_THE_WAY: [(i64, &str); 4] = [
+    (libc::SYS_socketpair, "socketpair"),
+    (libc::SYS_mmap, "mmap"),
+    (libc::SYS_mprotect, "mprotect"),
+    (libc::SYS_restart_syscall, "restart_syscall"),
+];
+
+/// Names of the calls that a stub makes to find something out, for messages.
+const QUESTIONS: [(i64, &str); 33] = [
     (libc::SYS_getpriority, "getpriority"),
     (libc::SYS_get_thread_area, "get_thread_area"),
     (libc::SYS_get_robust_list, "get_robust_list"),
     (libc::SYS_readlinkat, "readlinkat"),
-    (libc::SYS_socketpair, "socketpair"),
-    (libc::SYS_mmap, "mmap"),
-    (libc::SYS_mprotect, "mprotect"),
     (libc::SYS_brk, "brk"),
     (libc::SYS_prctl, "prctl"),
     (libc::SYS_personality, "personality"),
@@ -63,7 +69,6 @@ const OTHERS: [(i64, &str); 37] = [
     (libc::SYS_arch_prctl, "arch_prctl"),
     (libc::SYS_ioctl, "ioctl"),
     (libc::SYS_fcntl, "fcntl"),
-    (libc::SYS_restart_syscall, "restart_syscall"),
 ];
 
 /// Takes down the filters of a thread that stands still and has some, and suspends them.
@@ -91,21 +96,24 @@ fn refuse(filters: &[Filter]) -> Result<()> {
         return Err(Error::new(code::TASK_STATE, what).because("that one can't be connected to it again"));
     }
     let calls =
-        ON_THE_WAY_HOME.iter().map(|call| (call, true)).chain(OTHERS.iter().map(|call| (call, false)));
+        ON_THE_WAY_HOME.iter().map(|call| (call, true)).chain(ON_THE_WAY.iter().map(|call| (call, false)));
     for (&(number, name), is_needed) in calls {
         let is_good = |answer: u32| matches!(answer, ALLOW | LOG) || !is_needed && answer == ERROR;
         let number = u32::try_from(number).unwrap_or(0);
         let mut answers = filters.iter().flat_map(|filter| filter::answers(&filter.program, number));
         if !answers.all(is_good) {
-            let what = format!("its seccomp filter does not allow {name}");
-            let why = "it would be harmed by a dump that is killed while its stub makes that call";
-            return Err(Error::new(code::TASK_STATE, what).because(why));
+            return Err(not_allowed(name));
         }
     }
     Ok(())
 }
 
-/// Refuses a batch for a thread under filters, if one of its calls is not among those above and would end the thread.
+fn not_allowed(call: &str) -> Box<Error> {
+    Error::new(code::TASK_STATE, format!("its seccomp filter does not allow {call}"))
+        .because("it would be harmed by a dump that is killed while its stub makes that call")
+}
+
+/// Refuses a batch for a thread under filters, if one of its calls would end the thread.
 ///
 /// # Errors
 /// [`code::TASK_STATE`].
@@ -113,20 +121,20 @@ pub fn permit(filters: &[Filter], batch: &Batch) -> Result<()> {
     if filters.is_empty() {
         return Ok(());
     }
-    let is_known = |number: i64| ON_THE_WAY_HOME.iter().chain(&OTHERS).any(|(known, _)| *known == number);
-    for (call, label) in batch.calls.iter().zip(&batch.labels) {
-        // Numbers that are no system calls are the stub's own.
-        let Ok(number) = u32::try_from(call.number).map(|number| (number, i64::from(number))) else {
-            continue;
-        };
-        let answers = || filters.iter().flat_map(|filter| filter::answers(&filter.program, number.0));
-        if number.0 < FIRST_OPERATION
-            && !is_known(number.1)
-            && !answers().all(|answer| matches!(answer, ALLOW | LOG | ERROR))
-        {
-            let what = format!("its seccomp filter does not allow call {}, made for {label}", number.0);
-            let why = "it would be harmed by a dump that is killed while its stub makes that call";
-            return Err(Error::new(code::TASK_STATE, what).because(why));
+    // Numbers above are operations of the stub.
+    let numbers: BTreeSet<u32> = batch
+        .calls
+        .iter()
+        .filter_map(|call| u32::try_from(call.number).ok())
+        .filter(|&number| number < FIRST_OPERATION)
+        .collect();
+    for number in numbers {
+        let mut answers = filters.iter().flat_map(|filter| filter::answers(&filter.program, number));
+        if !answers.all(|answer| matches!(answer, ALLOW | LOG | ERROR)) {
+            let known = QUESTIONS.iter().find(|(known, _)| *known == i64::from(number));
+            return Err(
+                known.map_or_else(|| not_allowed(&format!("call {number}")), |(_, name)| not_allowed(name))
+            );
         }
     }
     Ok(())
@@ -169,9 +177,11 @@ mod tests {
             batch
         };
         assert_eq!(permit(&filters, &batch(libc::SYS_munmap)), Ok(()));
+        let error = permit(&filters, &batch(libc::SYS_ioctl)).unwrap_err();
+        assert_eq!(error.what, "its seccomp filter does not allow ioctl");
         assert_eq!(permit(&[], &batch(libc::SYS_reboot)), Ok(()));
         let error = permit(&filters, &batch(libc::SYS_reboot)).unwrap_err();
-        assert_eq!(error.what, "its seccomp filter does not allow call 169, made for something");
+        assert_eq!(error.what, "its seccomp filter does not allow call 169");
         let mut batch = Batch::new();
         batch.operation("parking", operation::PARK, []);
         assert_eq!(permit(&filters, &batch), Ok(()));
