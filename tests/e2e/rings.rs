@@ -6,12 +6,13 @@ use std::os::fd::AsRawFd as _;
 
 use crate::harness::case::{Case, two_rounds_with};
 use crate::harness::{Outcome, Topic, skip};
-use crate::stage::uring::{self, NOP, READ, Request, Ring};
+use crate::stage::kernel::{pipe, put, take};
+use crate::stage::uring::{self, NOP, POLL_ADD, READ, Request, Ring};
 use crate::stage::{Stage, Verdict, verify};
 
 pub(crate) const TOPIC: Topic = Topic {
     name: "io_uring",
-    fixtures: &[("ring", ring)],
+    fixtures: &[("ring", ring), ("ring_uneven", uneven), ("ring_often", often)],
     cases: &[
         ("a_plain_ring", || rounds("ring", "plain")),
         ("a_ring_that_goes_on", || with_rings("plain", goes_on)),
@@ -20,6 +21,10 @@ pub(crate) const TOPIC: Topic = Topic {
         ("cooperative", || rounds("ring", "cooperative")),
         ("without_an_array", || rounds("ring", "direct")),
         ("large_entries", || rounds("ring", "large")),
+        ("more_completions_than_requests", || rounds("ring_uneven", "many")),
+        ("fewer_completions_than_requests", || rounds("ring_uneven", "silent")),
+        ("more_completions_for_the_thread", || rounds("ring_uneven", "deferred")),
+        ("a_ring_that_has_turned_often", || rounds("ring_often", "deferred")),
         ("a_thread_of_the_kernel_takes_requests", || rounds("ring", "polled")),
     ],
 };
@@ -225,4 +230,63 @@ fn goes_on() -> Outcome {
         case.ask()?;
     }
     case.finish(root)
+}
+
+/// A ring with other numbers of completions than of requests: those of a poll that is told of again and again, or none.
+fn uneven(stage: Stage) {
+    /// `IOSQE_CQE_SKIP_SUCCESS`, and `IORING_POLL_ADD_MULTI` in the length.
+    const SILENT: u8 = 64;
+    let setup = stage.arguments.first().cloned().unwrap_or_default();
+    let mut ring = Ring::new(8, flags(&setup)).unwrap();
+    let ends = pipe(0);
+    let mut turn = move || {
+        if setup == "silent" {
+            for data in 0..9 {
+                ring.submit(Request { operation: NOP, flags: SILENT, data, ..Request::default() })?;
+            }
+        } else {
+            let poll = Request {
+                operation: POLL_ADD,
+                descriptor: ends[0],
+                operation_flags: 1,
+                ..Request::default()
+            };
+            ring.submit(Request { length: 1, data: 5, ..poll })?;
+            for _ in 0..30 {
+                put(ends[1], b"!").map_err(|error| error.to_string())?;
+                let (data, result, flags) = ring.wait()?;
+                verify!((data, result, flags & 2) == (5, 1, 2), "polled: {data}: {result}, {flags:x}");
+                take(ends[0], 1).map_err(|error| error.to_string())?;
+            }
+            // IORING_OP_POLL_REMOVE.
+            ring.submit(Request { operation: 7, address: 5, data: 6, ..Request::default() })?;
+            let mut found = [ring.wait()?.0, ring.wait()?.0];
+            found.sort_unstable();
+            verify!(found == [5, 6], "the end of a poll: {found:?}");
+        }
+        ring.submit(Request { operation: NOP, data: 7, ..Request::default() })?;
+        let (data, ..) = ring.wait()?;
+        verify!(data == 7, "the completion of {data}");
+        let [taken, _, _, given] = ring.positions();
+        verify!((taken < given) == (setup != "silent"), "{taken} requests, {given} completions");
+        Ok(())
+    };
+    turn().unwrap();
+    stage.serve(move |_| turn());
+}
+
+/// Small and large rings that have turned a million times.
+fn often(stage: Stage) {
+    let setup = stage.arguments.first().cloned().unwrap_or_default();
+    let mut small = Used::new(8, &setup);
+    let mut large = Used::new(1024, &setup);
+    large.turn(200).unwrap();
+    small.turn(10_000).unwrap();
+    for used in [&mut small, &mut large] {
+        used.leave().unwrap();
+    }
+    stage.serve(move |_| {
+        small.verify()?;
+        large.verify()
+    });
 }

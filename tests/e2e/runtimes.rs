@@ -12,7 +12,7 @@ use std::time::Duration;
 use crate::harness::case::{Case, text};
 use crate::harness::process::{alive, reap, signal, spawn, until};
 use crate::harness::programs::{free_port, http_get, need_program, talk};
-use crate::harness::{Outcome, Stop, Topic, ensure, fail, need_root};
+use crate::harness::{Outcome, Stop, Topic, ensure, fail, need_root, skip};
 use crate::workloads::grows;
 
 pub(crate) const TOPIC: Topic = Topic {
@@ -21,6 +21,7 @@ pub(crate) const TOPIC: Topic = Topic {
     cases: &[
         ("java", java),
         ("node", node),
+        ("node_with_rings", node_with_rings),
         ("ruby", ruby),
         ("erlang", erlang),
         ("python_asyncio", python),
@@ -138,6 +139,22 @@ fn node() -> Outcome {
     let program = need_program("node")?;
     let case = Case::new()?;
     let (port, command) = script(&case, &program, "node", "server.js", include_str!("programs/server.js"))?;
+    goes_on(case, "node", port, 4, command)
+}
+
+/// Node.js that uses io_uring for its files and its epoll set.
+fn node_with_rings() -> Outcome {
+    let program = need_program("node")?;
+    let case = Case::new()?;
+    let (port, mut command) =
+        script(&case, &program, "node", "server.js", include_str!("programs/server.js"))?;
+    command.env("UV_USE_IO_URING", "1");
+    let mut probe = Command::new(&program);
+    probe.args(["-e", "process.exit(require('fs').readdirSync('/proc/self/fd').some(number => { try { return \
+        require('fs').readlinkSync('/proc/self/fd/' + number).includes('io_uring') } catch { return false } }) ? 0 : 1)"]);
+    if !probe.env("UV_USE_IO_URING", "1").status()?.success() {
+        return skip("Node.js that uses io_uring, and a kernel that lets it");
+    }
     goes_on(case, "node", port, 4, command)
 }
 

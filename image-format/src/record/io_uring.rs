@@ -71,8 +71,10 @@ impl IoUring {
         | Self::DEFERRED
         | Self::NO_ARRAY;
     /// Most requests that are taken, or completions that are given, when a ring is made anew: it takes a second for
-    /// every ten million.
+    /// every ten million or so.
     pub const MAXIMUM_TURNS: u32 = 50_000_000;
+    /// Most completions that are given without a request: it takes a second for every million.
+    pub const MAXIMUM_EXTRA: u32 = 5_000_000;
     /// Where the completions begin in the rings (`struct io_rings`).
     pub const COMPLETIONS: usize = 64;
 
@@ -100,6 +102,13 @@ impl IoUring {
     pub const fn rings_length(flags: u32, submission_entries: u32, completion_entries: u32) -> usize {
         let array = Self::array(flags, completion_entries);
         if flags & Self::NO_ARRAY != 0 { array } else { array + submission_entries as usize * 4 }
+    }
+
+    /// Whether it can be made anew in a few seconds.
+    #[must_use]
+    pub const fn is_feasible(&self) -> bool {
+        let extra = self.given.saturating_sub(self.taken);
+        self.taken <= Self::MAXIMUM_TURNS && self.given <= Self::MAXIMUM_TURNS && extra <= Self::MAXIMUM_EXTRA
     }
 
     /// How many requests are under way.
@@ -147,7 +156,7 @@ impl Record for IoUring {
         {
             return Err("the rings are not as large as they say".to_owned());
         }
-        if self.taken > Self::MAXIMUM_TURNS || self.given > Self::MAXIMUM_TURNS {
+        if !self.is_feasible() {
             return Err("the ring has turned too often".to_owned());
         }
         if !self.under_way.len().is_multiple_of(length) || self.requests() > self.taken.min(sq) as usize {

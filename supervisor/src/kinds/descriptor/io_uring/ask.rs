@@ -258,17 +258,17 @@ fn has_groups(frozen: &mut Frozen, place: Place, number: i32) -> Result<bool> {
 
 /// Refuses rings that would take too long to be wound up.
 fn turns(record: &IoUring) -> Result<()> {
-    let most = record.taken.max(record.given);
-    if most <= IoUring::MAXIMUM_TURNS {
+    if record.is_feasible() {
         return Ok(());
     }
     let what = "an io_uring that has done too many requests to be made anew in a few seconds";
     Err(Error::new(code::RING, what)
         .because(format!(
-            "{} requests and {} completions; {} can be kept",
+            "{} requests and {} completions; {} can be kept, and {} completions more than requests",
             record.taken,
             record.given,
-            IoUring::MAXIMUM_TURNS
+            IoUring::MAXIMUM_TURNS,
+            IoUring::MAXIMUM_EXTRA
         ))
         .hint("let the program make a new ring from time to time, or dump it earlier"))
 }

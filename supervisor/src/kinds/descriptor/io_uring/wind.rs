@@ -20,7 +20,15 @@ const SILENT: u8 = 64;
 /// `IORING_OP_MSG_RING`.
 const MESSAGE: u8 = 40;
 /// Messages that are sent at a time.
-const SOME: u32 = 64;
+const SOME: u32 = 4096;
+/// Bytes of a page, with all counts in it.
+const PAGE: u64 = 4096;
+/// Calls for turns in one batch.
+const TURN_CALLS: u32 = 1000;
+/// `FUTEX_WAKE_OP` of a word that only this process uses.
+const WAKE_OP: i32 = 5 | 128;
+/// `FUTEX_OP_ADD` with `FUTEX_OP_OPARG_SHIFT`: adds the power of two that follows.
+const ADD: u32 = 9 << 28;
 /// Requests that the kernel has taken.
 pub const TAKEN: usize = 0;
 /// Requests that the program has prepared.
@@ -143,23 +151,76 @@ impl<'ring> Winding<'ring> {
         bytes
     }
 
-    /// Has requests taken, and takes their completions.
+    /// Has requests taken, and takes their completions: as many at a time as there is room for completions.
     fn turn(&self, restoring: &mut Restoring<'_>, count: u32, is_silent: bool) -> Result<()> {
-        let (entries, room) = (self.record.submission_entries, self.record.completion_entries);
-        let mut left = count;
+        let room = self.record.completion_entries;
+        let is_polled = self.record.flags & IoUring::POLLED != 0;
+        if !is_polled {
+            self.turn_from_inside(restoring, count / room, is_silent)?;
+        }
+        let mut left = if is_polled { count } else { count % room };
         while left > 0 {
             let some = left.min(room);
-            let prepared = self.word(TAKEN)?.wrapping_add(some);
+            let (prepared, seen) = (self.word(TAKEN)?.wrapping_add(some), self.word(SEEN)?);
             self.write(PREPARED, &prepared.to_le_bytes())?;
-            self.enter(restoring, some.div_ceil(entries), entries.min(some))?;
-            if self.record.flags & IoUring::POLLED != 0 {
-                self.let_work(prepared, self.word(SEEN)?.wrapping_add(if is_silent { 0 } else { some }))?;
+            if is_polled {
+                self.let_work(prepared, seen.wrapping_add(if is_silent { 0 } else { some }))?;
+            } else {
+                let entries = self.record.submission_entries;
+                for part in (0..some).step_by(entries as usize) {
+                    self.enter_from_inside(restoring, (some - part).min(entries))?;
+                }
             }
             let given = self.word(GIVEN)?;
             self.write(SEEN, &given.to_le_bytes())?;
             left -= some;
         }
         Ok(())
+    }
+
+    /// Many turns in few batches: the maker submits as many requests as there is room for completions, and says then that
+    /// it has seen them, by a call that adds to a word of its memory (`FUTEX_WAKE_OP`, which wakes nobody).
+    fn turn_from_inside(&self, restoring: &mut Restoring<'_>, turns: u32, is_silent: bool) -> Result<()> {
+        if turns == 0 {
+            return Ok(());
+        }
+        let (none, length, maker) = (0.into(), PAGE.into(), self.record.maker);
+        let mut batch = Batch::new();
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let arguments =
+            [none, length, protection.into(), libc::MAP_SHARED.into(), self.number.into(), RINGS.into()];
+        let mapped = batch.must("mapping an io_uring", libc::SYS_mmap, arguments);
+        let rings = restoring.run(maker, &batch)?.get(mapped).unwrap_or(0);
+        let seen = (!is_silent).then_some(rings + SEEN as u64);
+        let calls = self.record.completion_entries / self.record.submission_entries + 1;
+        let most = (TURN_CALLS / calls).max(1);
+        for first in (0..turns).step_by(most as usize) {
+            self.some_turns(restoring, (turns - first).min(most), seen)?;
+        }
+        let mut batch = Batch::new();
+        batch.must("unmapping an io_uring", libc::SYS_munmap, [rings.into(), length]);
+        restoring.run(maker, &batch).map(drop)
+    }
+
+    /// Some turns; `seen` is the address of the count of completions that were seen, if there are any.
+    fn some_turns(&self, restoring: &mut Restoring<'_>, turns: u32, seen: Option<u64>) -> Result<()> {
+        let (entries, room) = (self.record.submission_entries, self.record.completion_entries);
+        let prepared = self.word(TAKEN)?.wrapping_add(turns * room);
+        self.write(PREPARED, &prepared.to_le_bytes())?;
+        let mut batch = Batch::new();
+        let none = 0.into();
+        for _ in 0..turns {
+            for _ in 0..room / entries {
+                let arguments = [self.number.into(), entries.into(), none, GET_EVENTS.into(), none, none];
+                batch.must("submitting requests of an io_uring", libc::SYS_io_uring_enter, arguments);
+            }
+            if let Some(seen) = seen {
+                let add = ADD | room.ilog2() << 12;
+                let arguments = [seen.into(), WAKE_OP.into(), none, none, seen.into(), add.into()];
+                batch.must("taking completions of an io_uring", libc::SYS_futex, arguments);
+            }
+        }
+        restoring.run(self.record.maker, &batch).map(drop)
     }
 
     /// Submits requests that are prepared, by the thread that may.
@@ -171,32 +232,15 @@ impl<'ring> Winding<'ring> {
         if flags & IoUring::POLLED != 0 {
             return self.let_work(until, self.word(GIVEN)?);
         }
-        self.enter_from_inside(restoring, 1, count)
+        self.enter_from_inside(restoring, count)
     }
 
-    /// Lets the kernel take what is prepared.
-    fn enter(&self, restoring: &mut Restoring<'_>, times: u32, entries: u32) -> Result<()> {
-        let flags = self.record.flags;
-        if flags & IoUring::POLLED != 0 {
-            return Ok(());
-        }
-        if flags & IoUring::SINGLE_ISSUER == 0 {
-            for _ in 0..times {
-                io_uring::enter(self.ring.as_fd(), entries, 0)
-                    .map_err(|errno| failed("winding an io_uring up", errno))?;
-            }
-            return Ok(());
-        }
-        self.enter_from_inside(restoring, times, entries)
-    }
-
-    fn enter_from_inside(&self, restoring: &mut Restoring<'_>, times: u32, entries: u32) -> Result<()> {
+    /// Lets the maker submit what is prepared.
+    fn enter_from_inside(&self, restoring: &mut Restoring<'_>, entries: u32) -> Result<()> {
         let mut batch = Batch::new();
         let none = 0.into();
-        for _ in 0..times {
-            let arguments = [self.number.into(), entries.into(), none, GET_EVENTS.into(), none, none];
-            batch.must("submitting requests of an io_uring", libc::SYS_io_uring_enter, arguments);
-        }
+        let arguments = [self.number.into(), entries.into(), none, GET_EVENTS.into(), none, none];
+        batch.must("submitting requests of an io_uring", libc::SYS_io_uring_enter, arguments);
         restoring.run(self.record.maker, &batch).map(drop)
     }
 
@@ -247,7 +291,7 @@ impl<'ring> Winding<'ring> {
             rings.write(SEEN, &sent.to_le_bytes()).map_err(written)?;
             if self.record.flags & IoUring::DEFERRED != 0 {
                 // Its own thread has to take them.
-                self.enter_from_inside(restoring, 1, 0)?;
+                self.enter_from_inside(restoring, 0)?;
             }
             let given = self.word(GIVEN)?;
             self.write(SEEN, &given.to_le_bytes())?;
