@@ -143,7 +143,7 @@ impl Used {
         let all = self.waiting.len();
         self.take(all)?;
         verify!(self.ring.next().is_none(), "one completion too many");
-        self.turn(300)?;
+        self.turn(if self.polled { 20 } else { 300 })?;
         self.leave()
     }
 
@@ -188,9 +188,10 @@ fn ring(stage: Stage) {
     let path = stage.path("file");
     std::fs::File::create(&path).unwrap().write_all(b"abcdefghijklmnop").unwrap();
     let file = std::fs::File::open(&path).unwrap();
-    let mut small = Used::new(8, &setup);
+    let is_plain = ["plain", "large"].contains(&setup.as_str());
+    let mut small = Used::new(8, if is_plain { &setup } else { "cooperative" });
     let mut large = Used::new(256, &setup);
-    let untouched = Used::new(4, &setup);
+    let untouched = Used::new(4, if is_plain { &setup } else { "plain" });
     small.turn(5).unwrap();
     large.turn(3).unwrap();
     large.read(&file).unwrap();
@@ -279,7 +280,7 @@ fn uneven(stage: Stage) {
 fn often(stage: Stage) {
     let setup = stage.arguments.first().cloned().unwrap_or_default();
     let mut small = Used::new(8, &setup);
-    let mut large = Used::new(1024, &setup);
+    let mut large = Used::new(1024, "plain");
     large.turn(200).unwrap();
     small.turn(10_000).unwrap();
     for used in [&mut small, &mut large] {

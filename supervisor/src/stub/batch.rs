@@ -130,6 +130,13 @@ impl Batch {
         self.data(bytes)
     }
 
+    /// Changes the first bytes of a piece of the data area.
+    pub fn change(&mut self, place: Data, bytes: &[u8]) {
+        for (old, new) in self.data.iter_mut().skip(place.offset).zip(bytes) {
+            *old = *new;
+        }
+    }
+
     /// Sends a descriptor of the supervisor along; the argument is its number in the target. The caller keeps the
     /// descriptor open until the batch was run.
     pub fn descriptor(&mut self, descriptor: i32) -> Argument {

@@ -72,6 +72,8 @@ impl Ring {
         // struct io_uring_params: entries, flags of the setup, where what lies.
         let mut parameters = [0_u32; 30];
         parameters[2] = flags;
+        // For how many milliseconds a thread of the kernel looks for requests before it sleeps.
+        parameters[4] = 1;
         // SAFETY: room for the parameters.
         let result = unsafe { libc::syscall(libc::SYS_io_uring_setup, entries, parameters.as_mut_ptr()) };
         let descriptor = i32::try_from(result).unwrap_or(-1);

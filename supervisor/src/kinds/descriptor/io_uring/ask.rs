@@ -24,7 +24,7 @@ const NUMBERS: u32 = 16;
 /// `IORING_REGISTER_EVENTFD`.
 const REGISTER_EVENT: u32 = 4;
 /// Groups that are asked for in one batch.
-const SOME: u32 = 512;
+const SOME: u32 = 1000;
 /// An address that no program has.
 const NOWHERE: u64 = 0x7fff_ffff_f000;
 
@@ -237,19 +237,22 @@ fn event(
     }
 }
 
-/// Whether there are groups of provided buffers.
+/// Whether there are groups of provided buffers. There are many numbers to ask for, so one batch asks again and again.
 fn has_groups(frozen: &mut Frozen, place: Place, number: i32) -> Result<bool> {
+    let mut batch = Batch::new();
+    let asked: Vec<_> = (0..SOME)
+        .map(|group| {
+            let status = batch.words(&io_uring::status(group));
+            let arguments = [number.into(), BUFFER_STATUS.into(), status.into(), 1.into()];
+            (status, batch.call("asking for provided buffers", libc::SYS_io_uring_register, arguments))
+        })
+        .collect();
     for first in (0..GROUPS).step_by(SOME as usize) {
-        let mut batch = Batch::new();
-        let asked: Vec<_> = (first..first + SOME)
-            .map(|group| {
-                let status = batch.words(&io_uring::status(group));
-                let arguments = [number.into(), BUFFER_STATUS.into(), status.into(), 1.into()];
-                batch.call("asking for provided buffers", libc::SYS_io_uring_register, arguments)
-            })
-            .collect();
+        for (group, (status, _)) in (first..GROUPS).zip(&asked) {
+            batch.change(*status, &group.to_le_bytes());
+        }
         let outcome = thread(frozen, place)?.run(&batch)?;
-        if asked.iter().any(|&call| outcome.get(call) != Err(Errno::ENOENT)) {
+        if asked.iter().any(|&(_, call)| outcome.get(call) != Err(Errno::ENOENT)) {
             return Ok(true);
         }
     }

@@ -20,6 +20,8 @@ use vckpt_image_format::record::process::Process;
 use vckpt_image_format::record::process_map::{Mapping, Source};
 use vckpt_image_format::{Image, RingId, TaskId};
 
+/// For how many milliseconds the kernel's thread looks for requests before it sleeps.
+const IDLE: u32 = 50;
 /// `IORING_SETUP_CQSIZE`.
 const WITH_SIZE: u32 = 1 << 3;
 /// `IORING_SETUP_SUBMIT_ALL`: who does not expect it looks how many were submitted.
@@ -123,6 +125,7 @@ impl MakeRing {
         let mut parameters = [0_u32; PARAMETERS];
         (parameters[0], parameters[1]) = (record.submission_entries, record.completion_entries);
         parameters[2] = record.flags | WITH_SIZE | SUBMIT_ALL;
+        parameters[4] = IDLE;
         if record.flags & IoUring::DEFERRED != 0 {
             parameters[2] |= TELL_OF_WORK;
         }
