@@ -1,14 +1,14 @@
 //! Asking about io_urings from inside the tree, and their content.
 //!
 //! Refused: rings whose descriptor is closed, those whose only submitter has ended or is outside of the tree, groups of
-//! provided buffers, an eventfd that can't be told from others, and rings that have turned so often that it would take
-//! too long to wind them up.
+//! provided buffers, an eventfd that can't be told from others, and what is not [`sound`].
 
 use super::layout::Contents;
 use super::observe::{self, Looked, Watch};
+use super::sound;
 use super::under_way;
-use crate::error::{Error, Problems, Result, code};
-use crate::frozen::{Frozen, FrozenThread};
+use crate::error::{Error, Problems, Result, Subject, code};
+use crate::frozen::{Frozen, FrozenProcess, FrozenThread};
 use crate::records::Records;
 use crate::stub::batch::Batch;
 use crate::sys::io_uring::{self, BUFFER_STATUS, GET_EVENTS, GROUPS, REGISTER_PROBE};
@@ -64,10 +64,10 @@ fn are_open(rings: &[Looked], records: &Records) -> Result<()> {
 }
 
 /// A thread of the tree, by the places of its process and its own.
-type Place = (usize, usize);
+pub(super) type Place = (usize, usize);
 
 /// All threads that share a descriptor table, and the number of a ring in it.
-fn with_ring(frozen: &Frozen, ring: &Looked) -> Vec<(Place, i32)> {
+pub(super) fn with_ring(frozen: &Frozen, ring: &Looked) -> Vec<(Place, i32)> {
     let mut found = Vec::new();
     for holder in &ring.holders {
         for (index, process) in frozen.processes.iter().enumerate() {
@@ -186,28 +186,28 @@ fn finish(frozen: &mut Frozen, mut ring: Looked, records: &mut Records) -> Resul
         read().map_err(|errno| Error::system(code::RING, "reading the content of an io_uring", errno))?;
     let found = under_way::find(&ring.info, &contents, flags)?;
     (ring.record.taken, ring.record.given) = (ring.info.taken, ring.info.given);
-    turns(&ring.record)?;
+    sound::turns(&ring.record)?;
     if flags & IoUring::POLLED != 0 && ring.info.submission_head != ring.info.submission_tail {
         let what = "the kernel has not taken all requests of an io_uring yet";
         return Err(Error::new(code::RING, what).passing());
     }
     (ring.record.rings, ring.record.entries) = (contents.rings, contents.entries);
     ring.record.under_way = found.entries;
+    sound::can_be_asked_again(frozen, place.0, &ring)?;
+    sound::is_of_one_memory(frozen, &ring)?;
+    if flags & IoUring::POLLED != 0 {
+        let process = frozen.processes.get(place.0).map_or_else(Subject::default, FrozenProcess::subject);
+        let what = "the kernel's threads of its io_urings sleep after 50 ms, on any processor";
+        let line = format!("{process}: {what}");
+        if !records.degraded.contains(&line) {
+            records.degraded.push(line);
+        }
+    }
     records.degraded.extend(found.degraded.into_iter().map(|what| format!("{}: {what}", ring.subject)));
-    let sockets = in_use(&ring);
+    let sockets = sound::in_use(&ring);
     records.watched.push(Watch { holder: ring.holders[0], info: ring.info, sockets, subject: ring.subject });
     records.push(ring.record);
     Ok(())
-}
-
-/// The sockets that the kernel has in use for a ring: registered ones, and those of requests under way.
-fn in_use(ring: &Looked) -> Vec<u64> {
-    let requests = ring.record.under_way.chunks(IoUring::entry_length(ring.record.flags));
-    let files: Vec<(u32, bool)> = requests.map(under_way::file_of).collect();
-    let is_in_use = |&&(number, description, _): &&(u32, vckpt_image_format::DescriptionId, u64)| {
-        ring.record.files.contains(&Some(description)) || files.contains(&(number, false))
-    };
-    ring.sockets.iter().filter(is_in_use).map(|&(.., inode)| inode).collect()
 }
 
 fn place_of(frozen: &Frozen, thread: TaskId) -> Place {
@@ -257,21 +257,4 @@ fn has_groups(frozen: &mut Frozen, place: Place, number: i32) -> Result<bool> {
         }
     }
     Ok(false)
-}
-
-/// Refuses rings that would take too long to be wound up.
-fn turns(record: &IoUring) -> Result<()> {
-    if record.is_feasible() {
-        return Ok(());
-    }
-    let what = "an io_uring that has done too many requests to be made anew in a few seconds";
-    Err(Error::new(code::RING, what)
-        .because(format!(
-            "{} requests and {} completions; {} can be kept, and {} completions more than requests",
-            record.taken,
-            record.given,
-            IoUring::MAXIMUM_TURNS,
-            IoUring::MAXIMUM_EXTRA
-        ))
-        .hint("let the program make a new ring from time to time, or dump it earlier"))
 }

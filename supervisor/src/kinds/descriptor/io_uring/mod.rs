@@ -23,6 +23,7 @@ mod map;
 pub mod observe;
 mod register;
 pub mod restore;
+mod sound;
 pub mod under_way;
 pub mod wind;
 

@@ -36,12 +36,23 @@ pub struct Looked {
     pub file: OwnedFd,
     /// Who has it; never empty.
     pub holders: Vec<Holder>,
-    /// The sockets of the first process that has it: number, description, inode.
-    pub sockets: Vec<(u32, DescriptionId, u64)>,
+    /// What the first process that has it has open.
+    pub files: Vec<Open>,
     /// All eventfds of the tree.
     pub events: Vec<DescriptionId>,
     /// For error messages.
     pub subject: Subject,
+}
+
+/// A descriptor of a process that has a ring.
+#[derive(Debug, Clone, Copy)]
+pub struct Open {
+    /// Its number.
+    pub number: u32,
+    /// Where it leads to.
+    pub description: DescriptionId,
+    /// The inode, if that is a socket.
+    pub socket: Option<u64>,
 }
 
 /// What must still be so when the image is complete.
@@ -185,13 +196,14 @@ fn look(walk: &Walk<'_>, opened: &Opened, records: &mut Records) -> Result<Looke
     let events = events.map(|opened| opened.description.id).collect();
     let file = opened.file.try_clone().map_err(|error| opened.failed("copying a descriptor", error))?;
     let (holders, subject) = (opened.holders.clone(), opened.subject.clone());
-    let sockets = walk.opened.iter().filter(|opened| opened.file_type() == libc::S_IFSOCK);
-    let sockets = sockets.flat_map(|opened| {
+    let files = walk.opened.iter().flat_map(|opened| {
+        let socket = (opened.file_type() == libc::S_IFSOCK).then_some(opened.status.st_ino);
         let here = opened.holders.iter().filter(|other| other.process == holder.process);
-        here.map(|other| (other.number.cast_unsigned(), opened.description.id, opened.status.st_ino))
+        let description = opened.description.id;
+        here.map(move |other| Open { number: other.number.cast_unsigned(), description, socket })
     });
-    let sockets = sockets.collect();
-    Ok(Looked { record, info, file, holders, sockets, events, subject })
+    let files = files.collect();
+    Ok(Looked { record, info, file, holders, files, events, subject })
 }
 
 /// The descriptions that are registered, by what the kernel calls them.

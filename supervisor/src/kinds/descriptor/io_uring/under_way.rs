@@ -14,10 +14,34 @@ use crate::proc::io_uring::RingInfo;
 use std::collections::{BTreeMap, HashMap};
 use vckpt_image_format::record::io_uring::IoUring;
 
-/// The descriptor of a request, or with `IOSQE_FIXED_FILE` its place among the registered files.
+/// What a request under way refers to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refers {
+    /// A time in memory, at this address.
+    Time(u64),
+    /// A descriptor, which must be a socket for some operations.
+    Descriptor {
+        /// Its number.
+        number: u32,
+        /// Whether it must be a socket.
+        socket: bool,
+    },
+    /// A place in the table of registered files.
+    Registered(u32),
+}
+
+/// What a request that [`find`] has found refers to.
 #[must_use]
-pub fn file_of(entry: &[u8]) -> (u32, bool) {
-    (word(entry, 4), Entry(entry).flags() & 1 != 0)
+pub fn refers(entry: &[u8]) -> Refers {
+    let (number, entry) = (word(entry, 4), Entry(entry));
+    match entry.operation() {
+        operation::TIMEOUT => Refers::Time(u64::from(word(entry.0, 16)) | u64::from(word(entry.0, 20)) << 32),
+        _ if entry.flags() & 1 != 0 => Refers::Registered(number),
+        operation => {
+            let socket = [operation::ACCEPT, operation::RECV].contains(&operation);
+            Refers::Descriptor { number, socket }
+        }
+    }
 }
 
 /// What was found.
@@ -29,26 +53,23 @@ pub struct Found {
     pub degraded: Vec<String>,
 }
 
-/// Operations that can be asked for once more, and their names.
+/// Operations that can be asked for once more, and their names. Not those with lists of buffers (`READV`, `RECVMSG`): the
+/// kernel has copied the lists, and the program may have thrown them away.
 const AGAIN: &[(u8, &str)] = &[
-    (operation::READV, "READV"),
     (operation::POLL_ADD, "POLL_ADD"),
-    (operation::RECVMSG, "RECVMSG"),
     (operation::TIMEOUT, "TIMEOUT"),
     (operation::ACCEPT, "ACCEPT"),
     (operation::READ, "READ"),
     (operation::RECV, "RECV"),
 ];
 
-/// Other operations that wait: `SENDMSG`, `LINK_TIMEOUT`, `CONNECT`, `SEND`, `WAITID`, `FUTEX_WAIT`, `FUTEX_WAITV`,
+/// Other operations that wait: `READV`, `SENDMSG`, `RECVMSG`, `LINK_TIMEOUT`, `CONNECT`, `SEND`, `WAITID`, `FUTEX_WAIT`, `FUTEX_WAITV`,
 /// `EPOLL_WAIT`.
-const WAITING: &[u8] = &[9, 15, 16, 26, 50, 51, 53, 59];
+const WAITING: &[u8] = &[1, 9, 10, 15, 16, 26, 50, 51, 53, 59];
 
 /// Numbers of operations (`enum io_uring_op`).
 mod operation {
-    pub(super) const READV: u8 = 1;
     pub(super) const POLL_ADD: u8 = 6;
-    pub(super) const RECVMSG: u8 = 10;
     pub(super) const TIMEOUT: u8 = 11;
     pub(super) const ACCEPT: u8 = 13;
     pub(super) const READ: u8 = 22;
@@ -234,7 +255,7 @@ fn agrees(left: &[Entry<'_>], polls: &[u32]) -> Result<()> {
     let agrees = AGAIN.iter().all(|&(number, _)| {
         let (found, told) = count(number);
         match number {
-            operation::READ | operation::READV => told <= found,
+            operation::READ => told <= found,
             operation::TIMEOUT => true,
             _ => told == found,
         }
