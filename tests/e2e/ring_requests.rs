@@ -19,9 +19,11 @@ pub(crate) const TOPIC: Topic = Topic {
         ("ring_registered", registered),
         ("ring_waits", waits),
         ("ring_refused", refused),
+        ("ring_of_a_thread", of_a_thread),
     ],
     cases: &[
         ("a_ring_of_two_processes", || with_rings(|| two_rounds("ring_of_two"))),
+        ("a_ring_of_a_second_thread", || with_rings(|| two_rounds("ring_of_a_thread"))),
         ("what_is_registered", || with_rings(|| two_rounds("ring_registered"))),
         ("requests_under_way", || with_rings(|| two_rounds_with("ring_waits", &["plain"]))),
         ("requests_of_one_thread_under_way", || with_rings(|| two_rounds_with("ring_waits", &["deferred"]))),
@@ -87,6 +89,30 @@ fn ring_of_two(stage: Stage) {
         // What the child has done there is seen here.
         let positions = others.positions();
         verify!(positions[0] > 0 && positions[0] == positions[3], "the child's ring is at {positions:?}");
+        Ok(())
+    });
+}
+
+/// A ring that only a second thread may use, and has registered.
+fn of_a_thread(stage: Stage) {
+    let (ask, answer) = (pipe(0), pipe(0));
+    crate::stage::thread(move || {
+        let mut ring = Ring::new(8, SINGLE_ISSUER | DEFER_TASKRUN).unwrap();
+        let mut numbers = [2_u64, ring.descriptor as u64];
+        ring.register(20, &mut numbers, 1).unwrap();
+        ring.use_registered(2);
+        let mut next = 0;
+        loop {
+            next += 1;
+            let done = one(&mut ring, next).map_or_else(|error| error, |()| "done".to_owned());
+            put(answer[1], done.as_bytes()).unwrap();
+            take(ask[0], 1).unwrap();
+        }
+    });
+    stage.serve(move |_| {
+        let word = take(answer[0], 100).map_err(|error| error.to_string())?;
+        put(ask[1], b"?").map_err(|error| error.to_string())?;
+        verify!(word == b"done", "the thread says {}", String::from_utf8_lossy(&word));
         Ok(())
     });
 }
@@ -332,6 +358,8 @@ const REFUSED: &[(&str, &str)] = &[
     ("events", "eventfd"),
     ("closed", "no descriptor"),
     ("ended", "has ended"),
+    ("gone", "closed by now"),
+    ("shared", "several processes"),
 ];
 
 fn refused(stage: Stage) {
@@ -374,6 +402,30 @@ fn refused(stage: Stage) {
             for data in 1..20 {
                 one(&mut ring, data).unwrap();
             }
+        }
+        "gone" => {
+            let ends = pipe(0);
+            let read = Request {
+                operation: READ,
+                descriptor: ends[0],
+                address: buffer(0),
+                length: 1,
+                ..Request::default()
+            };
+            ring.submit(read).unwrap();
+            // SAFETY: the descriptor is ours.
+            unsafe { libc::close(ends[0]) };
+        }
+        "shared" => {
+            let ends = pipe(0);
+            let poll = Request {
+                operation: POLL_ADD,
+                descriptor: ends[0],
+                operation_flags: 1,
+                ..Request::default()
+            };
+            ring.submit(poll).unwrap();
+            fork(move || take(ends[0], 1).map_or(1, |_| 0));
         }
         "buffers" => {
             // IORING_OP_PROVIDE_BUFFERS: two of 8 bytes, group 700.
