@@ -147,7 +147,7 @@ pub(crate) struct Check {
     pub(crate) subject: PathBuf,
 }
 
-/// Show what is in an image: processes, descriptors, memory, records
+/// Show what is in an image: processes, descriptors, signals, memory, records
 ///
 /// Without options, all but the threads and the records. The contents of memory are not read.
 #[derive(Debug, Args)]
@@ -171,6 +171,10 @@ pub(crate) struct Show {
     /// The sockets, as ss -tanpx shows them
     #[arg(short, long)]
     pub(crate) sockets: bool,
+
+    /// The signals that wait to be delivered, and the timers
+    #[arg(long)]
+    pub(crate) signals: bool,
 
     /// The mappings, as pmap shows them, with what is stored of each
     #[arg(short, long)]

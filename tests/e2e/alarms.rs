@@ -18,6 +18,7 @@ pub(crate) const TOPIC: Topic = Topic {
         ("one-signal", one_signal),
         ("interval-expiries", interval_expiries),
         ("unknown-thread", unknown_thread),
+        ("uncounted", uncounted),
     ],
     cases: &[
         ("timers_of_every_clock", || two_rounds("every-clock")),
@@ -26,6 +27,7 @@ pub(crate) const TOPIC: Topic = Topic {
         ("timers_of_one_signal_in_order", || two_rounds("one-signal")),
         ("interval_timers_expire", || two_rounds("interval-expiries")),
         ("processor_time_of_an_unknown_thread", processor_time_of_an_unknown_thread),
+        ("expiries_that_cannot_be_counted_are_reported", expiries_that_cannot_be_counted_are_reported),
     ],
 };
 
@@ -392,5 +394,60 @@ fn processor_time_of_an_unknown_thread() -> Outcome {
         ensure!(ran.stderr.contains("timer 0"), "the timer is not named: {}", ran.describe());
     }
     case.ask()?;
+    case.finish(root)
+}
+
+/// Two periodic timers of one signal, and one that counts processor time: their signals wait.
+fn uncounted(stage: Stage) {
+    const NUMBERS: [i32; 2] = [54, 55];
+    const PERIOD: Duration = Duration::from_millis(2);
+    block(&NUMBERS);
+    let clocks =
+        [(libc::CLOCK_MONOTONIC, 54), (libc::CLOCK_BOOTTIME, 54), (libc::CLOCK_PROCESS_CPUTIME_ID, 55)];
+    let timers = clocks.map(|(clock, signal)| {
+        let event = Event { value: clock as u64, signal, kind: SIGNAL, thread: 0 };
+        create(clock, event).unwrap()
+    });
+    let fill = move || {
+        for id in timers {
+            set(id, 0, PERIOD, PERIOD);
+            // It expires for the first time; of the signals of two, one may hide the other one.
+            let begin = (monotonic(), clock(libc::CLOCK_PROCESS_CPUTIME_ID));
+            while monotonic() < begin.0 + 2 * PERIOD
+                || clock(libc::CLOCK_PROCESS_CPUTIME_ID) < begin.1 + 8 * PERIOD
+            {
+                std::thread::yield_now();
+            }
+        }
+    };
+    fill();
+    stage.serve_except(&["pending"], move |_| {
+        let mut values: Vec<u64> =
+            std::iter::from_fn(|| next(&NUMBERS, Duration::ZERO)).take(3).map(|(.., value)| value).collect();
+        values.sort_unstable();
+        verify!(values == [1, 2, 7], "signals of the clocks {values:?}");
+        for id in timers {
+            set(id, 0, Duration::ZERO, Duration::ZERO);
+        }
+        while next(&NUMBERS, Duration::ZERO).is_some() {}
+        fill();
+        Ok(())
+    });
+}
+
+fn expiries_that_cannot_be_counted_are_reported() -> Outcome {
+    let mut case = Case::new()?;
+    let mut root = case.start("uncounted", &[])?;
+    case.ask()?;
+    if !case.is_control() {
+        let image = case.path("uncounted.vckpt");
+        let ran = case.vckpt(&["dump", &root.to_string(), "-o", text(&image)])?.good()?;
+        for timer in 0..3 {
+            let words = format!("how often timer {timer} has expired");
+            ensure!(ran.stderr.contains(&words), "{words:?} is not said: {}", ran.describe());
+        }
+        root = case.restore(&image)?;
+        case.ask()?;
+    }
     case.finish(root)
 }

@@ -103,6 +103,11 @@ fn show_tables() -> Outcome {
     for wanted in [root.to_string().as_str(), "fixture everything", "locked", "pipe", "[heap]", "[stack]"] {
         ensure!(ran.stdout.contains(wanted), "{wanted:?} is not shown: {}", ran.describe());
     }
+    let ran = case.vckpt(&["show", &image, "--signals"])?.good()?;
+    for wanted in ["waiting signals", "SIGUSR1", "blocked", "timers", "real", "SIGALRM"] {
+        ensure!(ran.stdout.contains(wanted), "{wanted:?} is not shown: {}", ran.describe());
+    }
+    ensure!(!ran.stdout.contains("[heap]"), "more is shown than asked for: {}", ran.describe());
     case.finish(root)
 }
 

@@ -5,19 +5,25 @@ use std::net::UdpSocket;
 use std::os::fd::{AsRawFd as _, IntoRawFd as _};
 use std::os::unix::net::UnixStream;
 
-use crate::harness::Topic;
-use crate::harness::case::two_rounds;
+use crate::harness::case::{Case, text, two_rounds};
+use crate::harness::{Outcome, Topic, ensure};
 use crate::shapes::new_group;
 use crate::stage::kernel::{block, check, fork, pipe, put, signal_set, take};
 use crate::stage::{Stage, Verdict, thread, verify};
 
 pub(crate) const TOPIC: Topic = Topic {
     name: "owners",
-    fixtures: &[("objects", objects), ("owners", owners), ("ended-group", ended_group)],
+    fixtures: &[
+        ("objects", objects),
+        ("owners", owners),
+        ("ended-group", ended_group),
+        ("foreign-owner", foreign_owner),
+    ],
     cases: &[
         ("signals_of_each_object", || two_rounds("objects")),
         ("threads_processes_and_groups", || two_rounds("owners")),
         ("group_that_outlived_its_leader", || two_rounds("ended-group")),
+        ("owner_outside_is_reported", owner_outside_is_reported),
     ],
 };
 
@@ -227,4 +233,35 @@ fn ended_group(stage: Stage) {
         verify!(found == expected, "the group was told {found}, not {expected}");
         take(ends[0], 8).map(drop).map_err(|error| error.to_string())
     });
+}
+
+/// A pipe whose signals would go to the process that has started this one.
+fn foreign_owner(stage: Stage) {
+    let ends = pipe(0);
+    // SAFETY: as above. It is not told to send any: nobody there expects one.
+    unsafe {
+        check(libc::fcntl(ends[0], SET_OWNER, [PROCESS, libc::getppid()].as_ptr())).unwrap();
+        check(libc::fcntl(ends[0], SET_SIGNAL, SIGNAL)).unwrap();
+    }
+    stage.serve(move |number| {
+        let (owner, signal, _) = settings(ends[0]);
+        verify!(signal == SIGNAL && (owner[1] == 0) == (number > 1), "owner {owner:?}, signal {signal}");
+        Ok(())
+    });
+}
+
+fn owner_outside_is_reported() -> Outcome {
+    let mut case = Case::new()?;
+    let root = case.start("foreign-owner", &[])?;
+    case.ask()?;
+    if case.is_control() {
+        return case.finish(root);
+    }
+    let image = case.path("owned.vckpt");
+    let ran = case.vckpt(&["dump", &root.to_string(), "-o", text(&image)])?.good()?;
+    let owner = format!("process {} outside of the tree", std::process::id());
+    ensure!(ran.stderr.contains(&owner), "{owner:?} is not said: {}", ran.describe());
+    let root = case.restore(&image)?;
+    case.ask()?;
+    case.finish(root)
 }

@@ -8,6 +8,7 @@ mod header;
 pub(super) mod memory;
 pub(super) mod processes;
 pub(super) mod records;
+pub(super) mod signals;
 pub(super) mod sockets;
 #[cfg(test)]
 mod tests;
@@ -34,6 +35,8 @@ struct Json {
     #[serde(skip_serializing_if = "Option::is_none")]
     sockets: Option<Vec<sockets::Row>>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    signals: Option<signals::Signals>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     memory: Option<Vec<memory::Space>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     records: Option<Vec<records::Row>>,
@@ -42,7 +45,8 @@ struct Json {
 /// Shows an image.
 pub(super) fn run(arguments: &Show, output: &Output) -> Result<ExitCode> {
     let view = View::load(&arguments.image)?;
-    let one = arguments.processes || arguments.threads || arguments.files || arguments.sockets;
+    let tasks = arguments.processes || arguments.threads || arguments.signals;
+    let one = tasks || arguments.files || arguments.sockets;
     let all = !(one || arguments.memory || arguments.records);
     if output.json {
         output.object(&Json {
@@ -51,6 +55,7 @@ pub(super) fn run(arguments: &Show, output: &Output) -> Result<ExitCode> {
             threads: (all || arguments.threads).then(|| threads::rows(&view)),
             files: (all || arguments.files).then(|| files::rows(&view)),
             sockets: (all || arguments.sockets).then(|| sockets::rows(&view)),
+            signals: (all || arguments.signals).then(|| signals::signals(&view)),
             memory: (all || arguments.memory).then(|| memory::spaces(&view)),
             records: (all || arguments.records).then(|| records::rows(&view)),
         })?;
@@ -69,6 +74,14 @@ pub(super) fn run(arguments: &Show, output: &Output) -> Result<ExitCode> {
     let rows = if all || arguments.sockets { sockets::rows(&view) } else { Vec::new() };
     if arguments.sockets || !rows.is_empty() {
         section("sockets", sockets::lines(&rows), output)?;
+    }
+    let signals =
+        if all || arguments.signals { signals::signals(&view) } else { signals::Signals::default() };
+    if arguments.signals || !signals.waiting.is_empty() {
+        section("waiting signals", signals::waiting_lines(&signals.waiting), output)?;
+    }
+    if arguments.signals || !signals.timers.is_empty() {
+        section("timers", signals::timer_lines(&signals.timers), output)?;
     }
     if all || arguments.memory {
         section("memory", memory::lines(&memory::spaces(&view)), output)?;

@@ -102,6 +102,12 @@ impl View {
         })
     }
 
+    /// The name of a process.
+    pub(super) fn command(&self, process: TaskId) -> String {
+        let found = self.processes.iter().find(|found| found.id == process);
+        found.map(|found| found.command.to_string()).unwrap_or_default()
+    }
+
     /// The runs of an owner that have pages from `start` to `end`.
     pub(super) fn runs(&self, owner: PageOwner, start: u64, end: u64) -> &[PageRun] {
         let runs = self.pages.get(&owner).map_or(&[][..], Vec::as_slice);
