@@ -6,7 +6,8 @@
 //!
 //! - **Saved**: tables ([`DescriptorTable`]), and by one of [`DESCRIPTOR_KINDS`] what each description leads to. A
 //!   description that no kind claims is an error that names it.
-//! - **Not saved**: descriptors that travel in sockets; with which credentials `F_SETOWN` was made.
+//! - **Not saved**: descriptors that travel in sockets; with which credentials `F_SETOWN` was made; by which of several
+//!   numbers `O_ASYNC` was set ([`owners`]); notifications of directories (`F_NOTIFY`), which can't be seen.
 //! - **Kernel**: `pidfd_getfd(2)` (5.6); `kcmp(2)` to tell whether two descriptors lead to one description.
 //!
 //! At the restore every description is made once, by this program, and sent to all tables that have it

@@ -16,7 +16,7 @@ pub(super) const SETTABLE: u32 =
 const NOT_FOR_OPEN: i32 = libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC | libc::O_ASYNC;
 
 /// Keeps a description that was made, after giving it its status flags. Its signals come later: see
-/// [`owners`](super::owners).
+/// [`owners`].
 ///
 /// # Errors
 /// [`code::DESCRIPTOR_RESTORE`] with the kernel's reason; see fcntl(2).

@@ -12,7 +12,8 @@
 //!
 //! All actions that are not the default (`rt_sigaction`), masks (by ptrace), alternate stacks (`sigaltstack`), and both
 //! kinds of queues in their order (by ptrace at the freeze; [`waiting`] brings that up to the moment at which the timers
-//! are read). Alarms are observed here too, because both must be seen at one moment: see [`observe`].
+//! are read); of signals for which there was no room, only the number is known. Alarms are observed here too, because both
+//! must be seen at one moment: see [`observe`]; and restored, because both must be in the order of the queues.
 //!
 //! # What is not
 //!
