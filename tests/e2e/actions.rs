@@ -4,7 +4,7 @@
 use std::sync::atomic::{AtomicI32, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::harness::case::{Case, two_rounds};
+use crate::harness::case::{Case, all_left_running, two_rounds};
 use crate::harness::process::until;
 use crate::harness::{Outcome, Topic};
 use crate::shapes::{Post, new_group, wait_for_state};
@@ -26,6 +26,7 @@ pub(crate) const TOPIC: Topic = Topic {
         ("calls_made_again_or_not", || two_rounds("restarts")),
         ("children_that_are_told_of_or_not", || two_rounds("children-told")),
         ("on_a_stack_that_disarms_itself", on_a_stack_that_disarms_itself),
+        ("left_running", || all_left_running(&["faults", "flags", "restarts", "children-told"])),
     ],
 };
 

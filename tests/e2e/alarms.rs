@@ -4,7 +4,7 @@
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use crate::harness::case::{Case, text, two_rounds};
+use crate::harness::case::{Case, all_left_running, text, two_rounds};
 use crate::harness::{Outcome, Topic, ensure};
 use crate::stage::kernel::{block, check, clock, fork, monotonic, pipe, put, signal_set, take, timespec};
 use crate::stage::{Stage, thread, verify};
@@ -26,6 +26,16 @@ pub(crate) const TOPIC: Topic = Topic {
         ("expiries_that_were_missed", || two_rounds("overruns")),
         ("timers_of_one_signal_in_order", || two_rounds("one-signal")),
         ("interval_timers_expire", || two_rounds("interval-expiries")),
+        ("left_running", || {
+            all_left_running(&[
+                "every-clock",
+                "expiries",
+                "overruns",
+                "one-signal",
+                "interval-expiries",
+                "uncounted",
+            ])
+        }),
         ("processor_time_of_an_unknown_thread", processor_time_of_an_unknown_thread),
         ("expiries_that_cannot_be_counted_are_reported", expiries_that_cannot_be_counted_are_reported),
     ],

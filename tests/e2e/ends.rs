@@ -5,7 +5,7 @@ use std::fs;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::harness::case::two_rounds;
+use crate::harness::case::{all_left_running, two_rounds};
 use crate::harness::{Topic, is_root};
 use crate::shapes::{Post, counters, new_group, wait_for_state};
 use crate::stage::kernel::{block, check, fork, handle, pipe, put, signal_set, take, wait};
@@ -27,6 +27,15 @@ pub(crate) const TOPIC: Topic = Topic {
         ("stops_with_other_signals_pending", || two_rounds("stops-with-others")),
         ("waits_in_progress", || two_rounds("waits-in-progress")),
         ("zombies_of_every_status", || two_rounds("all-zombies")),
+        ("left_running", || {
+            all_left_running(&[
+                "reapers",
+                "deaths-of-parents",
+                "stops-with-others",
+                "waits-in-progress",
+                "all-zombies",
+            ])
+        }),
     ],
 };
 

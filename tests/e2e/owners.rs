@@ -5,7 +5,7 @@ use std::net::UdpSocket;
 use std::os::fd::{AsRawFd as _, IntoRawFd as _};
 use std::os::unix::net::UnixStream;
 
-use crate::harness::case::{Case, text, two_rounds};
+use crate::harness::case::{Case, all_left_running, text, two_rounds};
 use crate::harness::{Outcome, Topic, ensure};
 use crate::shapes::new_group;
 use crate::stage::kernel::{block, check, fork, pipe, put, signal_set, take};
@@ -24,6 +24,7 @@ pub(crate) const TOPIC: Topic = Topic {
         ("threads_processes_and_groups", || two_rounds("owners")),
         ("group_that_outlived_its_leader", || two_rounds("ended-group")),
         ("owner_outside_is_reported", owner_outside_is_reported),
+        ("left_running", || all_left_running(&["objects", "owners", "ended-group"])),
     ],
 };
 

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use crate::harness::Topic;
-use crate::harness::case::two_rounds;
+use crate::harness::case::{all_left_running, two_rounds};
 use crate::stage::kernel::{block, check, pipe, put, take};
 use crate::stage::{Stage, Verdict, thread, verify};
 
@@ -14,6 +14,7 @@ pub(crate) const TOPIC: Topic = Topic {
     cases: &[
         ("hundreds_with_all_details", || two_rounds("hundreds")),
         ("beyond_the_limit", || two_rounds("beyond-limit")),
+        ("left_running", || all_left_running(&["hundreds", "beyond-limit"])),
     ],
 };
 

@@ -396,3 +396,22 @@ pub(crate) fn two_rounds_with(fixture: &str, arguments: &[&str]) -> Outcome {
     }
     case.finish(root)
 }
+
+/// Each of these is dumped and left running, twice, and verifies itself.
+pub(crate) fn all_left_running(fixtures: &[&str]) -> Outcome {
+    for fixture in fixtures {
+        let mut case = Case::new()?;
+        let root = case.start(fixture, &[])?;
+        case.ask()?;
+        for _ in 0..2 {
+            let image = case.dump_with(root, &["--leave-running"])?;
+            fs::remove_file(image)?;
+            case.ask().map_err(|stop| match stop {
+                Stop::Failed(message) => Stop::Failed(format!("{fixture}: {message}")),
+                Stop::Skipped(ability) => Stop::Skipped(ability),
+            })?;
+        }
+        case.finish(root)?;
+    }
+    Ok(())
+}
