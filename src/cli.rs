@@ -88,6 +88,22 @@ pub(crate) struct Dump {
     /// What becomes of TCP connections whose peer is outside of the tree
     #[arg(long, value_name = "WHAT", default_value = "keep")]
     pub(crate) tcp: TcpChoice,
+
+    /// What becomes of unix sockets whose peer is outside of the tree
+    ///
+    /// Datagram sockets that send to an address, as those for log messages do, are connected with it again; with close,
+    /// also if nobody is there any more.
+    #[arg(long, value_name = "WHAT", default_value = "refuse")]
+    pub(crate) external: ExternalChoice,
+}
+
+/// What becomes of unix sockets whose peer is outside of the tree.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ExternalChoice {
+    /// The dump fails and names them
+    Refuse,
+    /// The program finds them closed by the peer, and the report names them
+    Close,
 }
 
 /// What becomes of TCP connections whose peer is outside of the tree.

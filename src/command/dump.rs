@@ -57,6 +57,7 @@ fn request(arguments: Dump) -> Result<Request> {
         force: arguments.force,
         embed_files: arguments.embed_files,
         close_connections: arguments.tcp == crate::cli::TcpChoice::Close,
+        close_external: arguments.external == crate::cli::ExternalChoice::Close,
     })
 }
 

@@ -65,6 +65,8 @@ pub struct Request {
     pub embed_files: bool,
     /// Whether TCP connections with peers outside of the tree are kept as if the peer had closed them.
     pub close_connections: bool,
+    /// Whether unix sockets with peers outside of the tree are kept as if the peer had closed them.
+    pub close_external: bool,
 }
 
 /// What was dumped.
@@ -103,8 +105,8 @@ pub fn dump(request: Request, progress: &mut dyn FnMut(Progress)) -> Result<Repo
     let (sink, file) = open(request.output, request.pid, request.force)?;
     progress(Progress { phase: "freeze", done: 0, total: 0 });
     let mut members = vec![request.pid];
-    let Request { embed_files, close_connections, .. } = request;
-    let wanted = Wanted { embed_files, close_connections };
+    let Request { embed_files, close_connections, close_external, .. } = request;
+    let wanted = Wanted { embed_files, close_connections, close_external };
     let looked = look(request.pid, request.freeze_timeout, wanted, &mut members);
     let Look { frozen, records, since: frozen_at } = looked.map_err(|error| or_the_end(error, &members))?;
     let mut records = records.map_err(|error| or_the_end(error, &members))?;

@@ -23,6 +23,8 @@ pub(crate) struct Wanted {
     pub embed_files: bool,
     /// Whether TCP connections with peers outside of the tree are kept as if the peer had closed them.
     pub close_connections: bool,
+    /// Whether unix sockets with peers outside of the tree are kept as if the peer had closed them.
+    pub close_external: bool,
 }
 
 /// A tree that stands still, and what was seen of it.
@@ -56,6 +58,7 @@ pub(crate) fn look(root: i32, timeout: Duration, wanted: Wanted, members: &mut V
         let mut records = Records::default();
         records.embed_files = wanted.embed_files;
         records.close_connections = wanted.close_connections;
+        records.close_external = wanted.close_external;
         let observed = observe(&mut frozen, &mut records);
         debug!(records = records.records.len(), elapsed = ?since.elapsed(), "observed");
         let passes = observed.as_ref().is_err_and(|error| error.passes());

@@ -7,7 +7,6 @@ use crate::stub::puppet::Place;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::path::Path;
 use vckpt_image_format::reader::Image;
-use vckpt_image_format::record::descriptor_table::DescriptorTable;
 use vckpt_image_format::record::process::Process;
 use vckpt_parasite::protocol;
 
@@ -30,9 +29,9 @@ pub fn find(image: &Image) -> Result<Place> {
     let length = (protocol::AREA_LENGTH * (6 * (most_areas + 2))) as u64 + (1 << 20);
     let area = crate::freeze::free_range(ranges.into_iter(), length)
         .ok_or_else(|| Error::new(code::INJECT, "no addresses are free in all processes of the image"))?;
-    let tables = crate::image::all::<DescriptorTable>(image)?;
-    let highest =
-        tables.iter().flat_map(|table| &table.descriptors).map(|descriptor| descriptor.number).max();
+    let tables = crate::kinds::descriptor::tables(image)?;
+    let descriptors = tables.iter().flat_map(|(_, table)| &table.descriptors);
+    let highest = descriptors.map(|descriptor| descriptor.number).max();
     let socket = socket_number(highest.map_or(0, |highest| u64::from(highest) + 1), most_threads as u64);
     raise_limit(socket + most_threads as u64 + 16)?;
     let socket =

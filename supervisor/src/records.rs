@@ -12,9 +12,10 @@ use std::fmt;
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::OwnedFd;
+use vckpt_image_format::record::data_queued::Message;
 use vckpt_image_format::record::mmap_memory::PageOwner;
 use vckpt_image_format::writer::{ImageWriter, WriteError};
-use vckpt_image_format::{NamelessFileId, Record, RingId, SegmentId};
+use vckpt_image_format::{DescriptionId, NamelessFileId, Record, RingId, SegmentId};
 
 /// A record of any kind, ready to be written.
 pub trait AnyRecord: fmt::Debug {
@@ -109,8 +110,12 @@ pub struct Records {
     pub embed_files: bool,
     /// Whether TCP connections with peers outside of the tree are kept as if the peer had closed them.
     pub close_connections: bool,
+    /// Whether unix sockets with peers outside of the tree are kept as if the peer had closed them.
+    pub close_external: bool,
     /// What keeps TCP connections as they were observed, until the tree has ended or goes on.
     pub hold: Option<Hold>,
+    /// What waits in unix sockets, by description.
+    pub unix_queues: HashMap<DescriptionId, Vec<Message>>,
     /// Connections that somebody is to accept before the tree can be dumped.
     pub backlog: Backlog,
     nameless_files: HashMap<Inode, NamelessFileId>,

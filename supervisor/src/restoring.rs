@@ -7,6 +7,7 @@ use crate::error::{Error, Result, Subject, code};
 use crate::kinds::descriptor::internet::revive::{self, Revived};
 use crate::kinds::descriptor::io_uring::made::MadeRing;
 use crate::kinds::descriptor::terminal::pair::restore::MadePair;
+use crate::kinds::descriptor::unix::make::MadeSocket;
 use crate::kinds::segment::system_v::Held;
 use crate::namespaces;
 use crate::plan::Stage;
@@ -21,7 +22,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use vckpt_image_format::reader::Image;
 use vckpt_image_format::record::description::Description;
-use vckpt_image_format::{DescriptionId, NamelessFileId, RingId, SegmentId, TaskId, TerminalId};
+use vckpt_image_format::{DescriptionId, NamelessFileId, RingId, SegmentId, SocketId, TaskId, TerminalId};
 
 /// A restore under way.
 #[derive(Debug)]
@@ -34,6 +35,8 @@ pub struct Restoring<'image> {
     pub zombies: BTreeMap<TaskId, i32>,
     /// The pseudo-terminals that were made, until their descriptions are.
     pub pairs: HashMap<TerminalId, MadePair>,
+    /// The unix sockets that were made, until they are filled.
+    pub unix_sockets: HashMap<SocketId, MadeSocket>,
     /// The slaves that sessions of the tree have as their controlling terminals, by the leader of the session.
     pub session_terminals: HashMap<TaskId, OwnedFd>,
     /// Namespaces that the root is to make for itself (`CLONE_NEW…`).
@@ -89,6 +92,7 @@ impl<'image> Restoring<'image> {
             zombies: BTreeMap::new(),
             root_namespaces: 0,
             pairs: HashMap::new(),
+            unix_sockets: HashMap::new(),
             session_terminals: HashMap::new(),
             descriptions: HashMap::new(),
             senders: Vec::new(),
@@ -289,6 +293,12 @@ impl Restoring<'_> {
     /// If the puppet can't be reached, or a call that must not fail did.
     pub fn run(&mut self, thread: TaskId, batch: &Batch) -> Result<Outcome> {
         self.puppet(thread)?.run(batch)
+    }
+
+    /// The root of the tree.
+    #[must_use]
+    pub fn root(&self) -> TaskId {
+        self.root
     }
 
     /// The ID by which this program sees a task.

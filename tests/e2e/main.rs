@@ -51,6 +51,7 @@ mod futexes;
 mod guards;
 mod handles;
 mod held;
+mod in_flight;
 mod ipc;
 mod keys;
 mod kills;
@@ -62,6 +63,7 @@ mod over;
 mod overlay;
 mod owners;
 mod paths;
+mod peers;
 mod pipes;
 mod processor;
 mod ptys;
@@ -82,6 +84,7 @@ mod shapes;
 mod sharing;
 mod signals;
 mod small_stacks;
+mod socket_names;
 mod socket_options;
 mod sockets;
 mod spin;
@@ -140,6 +143,9 @@ const TOPICS: &[Topic] = &[
     watches::TOPIC,
     socket_options::TOPIC,
     sockets::TOPIC,
+    socket_names::TOPIC,
+    in_flight::TOPIC,
+    peers::TOPIC,
     datagrams::TOPIC,
     states::TOPIC,
     streams::TOPIC,

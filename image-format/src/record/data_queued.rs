@@ -1,7 +1,8 @@
 //! Data queued (kind 13): what waits in a pipe or socket to be read.
 
+use super::socket_credentials::SocketCredentials;
 use super::{Kind, Record};
-use crate::id::{Identity, PipeId, SocketId};
+use crate::id::{DescriptionId, Identity, PipeId, SocketId};
 use crate::text::Text;
 use serde::{Deserialize, Serialize};
 
@@ -35,6 +36,21 @@ pub struct Message {
     pub data: Vec<u8>,
     /// The name of the unix socket that sent it, if that is not the peer or it has one.
     pub source: Option<Text>,
+    /// Copies of descriptors that travel with it (`SCM_RIGHTS`).
+    pub descriptors: Vec<DescriptionId>,
+    /// Who sent it (`SCM_CREDENTIALS`), if it says so.
+    pub sender: Option<SocketCredentials>,
+}
+
+impl Message {
+    /// Most descriptors of a message (`SCM_MAX_FD`).
+    const MOST_DESCRIPTORS: usize = 253;
+
+    /// A message that is nothing but its bytes.
+    #[must_use]
+    pub fn plain(data: Vec<u8>) -> Self {
+        Self { data, source: None, descriptors: Vec::new(), sender: None }
+    }
 }
 
 impl From<Queue> for Identity {
@@ -56,7 +72,8 @@ impl DataQueued {
         let mut records: Vec<Self> = Vec::new();
         let mut length = usize::MAX;
         for message in messages {
-            let size = message.data.len() + message.source.as_ref().map_or(0, |source| source.0.len()) + 16;
+            let source = message.source.as_ref().map_or(0, |source| source.0.len());
+            let size = message.data.len() + source + message.descriptors.len() * 5 + 48;
             length = length.saturating_add(size);
             match records.last_mut() {
                 Some(record) if length <= Self::PORTION => record.messages.push(message),
@@ -72,7 +89,7 @@ impl DataQueued {
 
 impl Record for DataQueued {
     const KIND: Kind = Kind::DataQueued;
-    const VERSION: u16 = 2;
+    const VERSION: u16 = 3;
 
     fn name(&self) -> String {
         let bytes: usize = self.messages.iter().map(|message| message.data.len()).sum();
@@ -80,14 +97,28 @@ impl Record for DataQueued {
     }
 
     fn refers(&self) -> Vec<Identity> {
-        vec![self.queue.into()]
+        let mut identities = vec![self.queue.into()];
+        for message in &self.messages {
+            identities.extend(message.descriptors.iter().map(|&description| Identity::from(description)));
+            identities.extend(message.sender.iter().flat_map(SocketCredentials::refers));
+        }
+        identities
     }
 
     fn check(&self) -> Result<(), String> {
-        match self.messages.iter().find_map(|message| message.source.as_ref()) {
-            Some(source) if source.0.len() > 108 => Err("the name of a sender is too long".to_owned()),
-            _ => Ok(()),
+        for message in &self.messages {
+            if message.source.as_ref().is_some_and(|source| source.0.len() > 108) {
+                return Err("the name of a sender is too long".to_owned());
+            }
+            if message.descriptors.len() > Message::MOST_DESCRIPTORS {
+                return Err(format!("{} descriptors travel with a message", message.descriptors.len()));
+            }
+            if !message.descriptors.is_empty() && !matches!(self.queue, Queue::Socket(_)) {
+                return Err("descriptors travel where none can".to_owned());
+            }
+            message.sender.as_ref().map_or(Ok(()), SocketCredentials::check)?;
         }
+        Ok(())
     }
 }
 
@@ -97,7 +128,7 @@ mod tests {
 
     #[test]
     fn portions_keep_order_and_stay_small() {
-        let message = |byte: u8, length: usize| Message { data: vec![byte; length], source: None };
+        let message = |byte: u8, length: usize| Message::plain(vec![byte; length]);
         let messages: Vec<Message> = (0..10).map(|byte| message(byte, 300_000)).collect();
         let records = DataQueued::portions(Queue::Pipe(PipeId(1)), true, messages.clone());
         assert!(records.iter().all(|record| record.messages.len() == 3 || record.messages.len() == 1));

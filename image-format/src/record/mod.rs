@@ -42,6 +42,7 @@ pub mod shared_segment;
 pub mod signal;
 pub mod signal_descriptor;
 pub mod snapshot;
+pub mod socket_credentials;
 pub mod socket_option;
 pub mod terminal;
 pub mod timer_descriptor;

@@ -81,6 +81,7 @@ fn play(stage: &Stage, story: &Story<'_>) -> Result<Json> {
             freeze_timeout: PATIENCE,
             embed_files: false,
             close_connections: false,
+            close_external: false,
             force: false,
         },
         &mut |_| {},

@@ -119,7 +119,7 @@ fn unix_peer(all: &[UnixSocket], socket: &UnixSocket) -> String {
         UnixState::Connected { peer } | UnixState::Unaccepted { listener: peer, .. } => {
             find(*peer).map_or_else(|| "*".to_owned(), unix_name)
         }
-        UnixState::ConnectedOutside { address } => address.to_string(),
+        UnixState::ConnectedOutside { address, .. } => address.to_string(),
         UnixState::Unconnected | UnixState::Listening { .. } | UnixState::Orphaned => "*".to_owned(),
     }
 }

@@ -119,6 +119,8 @@ codes! {
     SOCKET_STATE = "VC-NET-001", Unsupported, "close the connection before the dump";
     /// An address is not to be had.
     ADDRESS_TAKEN = "VC-NET-003", Environment, "end whoever uses the address, or restore on the host that has it";
+    /// Nobody is there whom a socket is to be connected with again.
+    PEER_MISSING = "VC-NET-004", Environment, "start the service that receives there first, or dump with --external close";
     /// The host refuses something for want of a privilege.
     PRIVILEGE = "VC-HOST-001", Host, "run vckpt as root";
     /// The host lacks something.

@@ -16,6 +16,7 @@ pub mod file;
 pub mod guard;
 pub mod io_uring;
 pub mod landlock;
+pub mod message;
 pub mod message_queue;
 pub mod netfilter;
 pub mod pagemap;

@@ -26,7 +26,7 @@ pub struct SocketDiagnosis(OwnedFd);
 pub struct UnixSocketInfo {
     /// As the states of TCP: 1 connected, 7 not connected, 10 listening.
     pub state: u8,
-    /// Inode number of the file that its path made; 0 for none.
+    /// Inode number of the file that its path made, as far as it fits; 0 for none.
     pub file_inode: u32,
     /// Inode number of its peer: none if it has none, 0 if the peer is closed or not accepted yet.
     pub peer: Option<u32>,

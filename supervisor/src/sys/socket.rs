@@ -1,7 +1,7 @@
 //! Sockets: options and addresses as raw bytes, as `getsockopt(2)`, `bind(2)` and the like take and give them.
 
 use nix::errno::Errno;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 type Result<T> = std::result::Result<T, Errno>;
 
@@ -209,6 +209,19 @@ pub fn unsent(socket: BorrowedFd<'_>) -> Result<u32> {
     /// `SIOCOUTQNSD`.
     const NOT_SENT: libc::Ioctl = 0x894b;
     number_of(socket, NOT_SENT)
+}
+
+/// The file that a unix socket was bound to, as with `O_PATH`.
+///
+/// # Errors
+/// `ENOENT` if there is none; `EPERM` without `CAP_NET_ADMIN`; see also unix(7).
+pub fn file(socket: BorrowedFd<'_>) -> Result<OwnedFd> {
+    /// `SIOCUNIXFILE`.
+    const UNIX_FILE: libc::Ioctl = 0x89e0;
+    // SAFETY: a call that takes no argument.
+    let file = Errno::result(unsafe { libc::ioctl(socket.as_raw_fd(), UNIX_FILE) })?;
+    // SAFETY: the kernel has just put this descriptor into our table; nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(file) })
 }
 
 fn number_of(socket: BorrowedFd<'_>, request: libc::Ioctl) -> Result<u32> {

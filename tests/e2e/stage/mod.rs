@@ -9,6 +9,7 @@ pub(crate) mod asked;
 pub(crate) mod facts;
 pub(crate) mod kernel;
 pub(crate) mod memory;
+pub(crate) mod messages;
 pub(crate) mod shared;
 pub(crate) mod uring;
 

@@ -1,6 +1,6 @@
 //! Which descriptors lead to a description, for what is decided by their numbers and for reports.
 
-use super::tables;
+use super::own_tables;
 use crate::error::Result;
 use std::collections::HashMap;
 use vckpt_image_format::{DescriptionId, Image};
@@ -21,10 +21,10 @@ impl Holders {
     /// Those of an image.
     ///
     /// # Errors
-    /// As [`tables`].
+    /// As [`own_tables`].
     pub fn of(image: &Image) -> Result<Self> {
         let mut found: HashMap<DescriptionId, Vec<Holder>> = HashMap::new();
-        for (process, table) in tables(image)? {
+        for (process, table) in own_tables(image)? {
             let name = format!("process {} ({})", process.id, process.command);
             for descriptor in &table.descriptors {
                 let holder = Holder { process: name.clone(), number: descriptor.number };

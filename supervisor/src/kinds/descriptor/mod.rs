@@ -6,8 +6,9 @@
 //!
 //! - **Saved**: tables ([`DescriptorTable`]), and by one of [`DESCRIPTOR_KINDS`] what each description leads to. A
 //!   description that no kind claims is an error that names it.
-//! - **Not saved**: descriptors that travel in sockets; with which credentials `F_SETOWN` was made; by which of several
-//!   numbers `O_ASYNC` was set ([`owners`]); notifications of directories (`F_NOTIFY`), which can't be seen.
+//!   Descriptors that travel in sockets count too ([`unix`]).
+//! - **Not saved**: with which credentials `F_SETOWN` was made; by which of several numbers `O_ASYNC` was set
+//!   ([`owners`]); notifications of directories (`F_NOTIFY`), which can't be seen.
 //! - **Kernel**: `pidfd_getfd(2)` (5.6); `kcmp(2)` to tell whether two descriptors lead to one description.
 //!
 //! At the restore every description is made once, by this program, and sent to all tables that have it
@@ -18,6 +19,7 @@ pub mod epoll;
 pub mod event;
 pub mod fanotify;
 pub mod file;
+mod guests;
 pub mod holders;
 pub mod inotify;
 pub mod internet;
@@ -150,11 +152,13 @@ pub fn plan(image: &Image, plan: &mut Plan) -> Result<()> {
     for kind in DESCRIPTOR_KINDS {
         (kind.plan)(image, plan)?;
     }
+    unix::restore::plan_queues(image, plan)?;
     place::plan(image, plan)?;
     io_uring::plan_places(image, plan)?;
     epoll::restore::plan_targets(image, plan)?;
     epoll::restore::plan_quiet(image, plan)?;
     plan.action(Stage::Memory, owners::SetOwners);
+    guests::plan_leave(image, plan)?;
     plan.action(Stage::Memory, restore::CloseCopies);
     Ok(())
 }
@@ -169,11 +173,22 @@ pub fn all<R: Record>(image: &Image) -> Result<Vec<R>> {
     })
 }
 
-/// All tables, each with the first process that has it.
+/// All tables, each with the first process that has it; with descriptions that only travel in sockets, as far as they
+/// have to be in a table for a while.
 ///
 /// # Errors
 /// [`code::IMAGE_BAD`] if a table is missing.
 pub fn tables(image: &Image) -> Result<Vec<(Process, DescriptorTable)>> {
+    let mut tables = own_tables(image)?;
+    guests::add(image, &mut tables)?;
+    Ok(tables)
+}
+
+/// All tables as they were, each with the first process that has it.
+///
+/// # Errors
+/// [`code::IMAGE_BAD`] if a table is missing.
+pub fn own_tables(image: &Image) -> Result<Vec<(Process, DescriptorTable)>> {
     let tables = all::<DescriptorTable>(image)?;
     let (mut found, mut seen) = (Vec::new(), BTreeSet::new());
     for process in all::<Process>(image)? {

@@ -2,8 +2,8 @@
 
 use super::DESCRIPTOR_KINDS;
 use super::opened::{Holder, Opened, Walk};
-use super::{io_uring, message_queue, owners, socket, terminal};
-use crate::error::{Problems, Result, code};
+use super::{io_uring, message_queue, owners, socket, terminal, unix};
+use crate::error::{Problems, Result, Subject, code};
 use crate::frozen::{Frozen, FrozenProcess};
 use crate::kinds::file_lock;
 use crate::proc::fdinfo::{self, FdInfo};
@@ -15,7 +15,8 @@ use crate::sys::process::order_of_files;
 use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::ffi::OsString;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use vckpt_image_format::record::data_queued::Message;
 use vckpt_image_format::record::description::Description;
 use vckpt_image_format::record::descriptor_table::{Descriptor, DescriptorTable};
 use vckpt_image_format::{DescriptionId, DescriptorTableId, Text};
@@ -49,6 +50,7 @@ pub fn observe(frozen: &mut Frozen, records: &mut Records) -> Result<()> {
             records.push(table);
         }
     }
+    search.in_flight(frozen, records, &mut problems);
     let Search { opened, locks, .. } = search;
     owners::report(&opened, records);
     let walk = Walk { frozen, opened };
@@ -148,43 +150,77 @@ impl Search {
         process: &FrozenProcess,
         holder: Holder,
     ) -> Result<(usize, FdInfo)> {
-        let Holder { pid, number, .. } = holder;
-        let link = read::link(pid, &format!("fd/{number}"))?;
-        let text = read::file(pid, &format!("fdinfo/{number}"))?;
-        let info = fdinfo::parse(&String::from_utf8_lossy(&text));
-        let key = (link.clone(), info.inode, info.flags & !CLOSE_ON_EXEC, info.position);
-        let candidates = self.candidates.entry(key.clone()).or_default();
-        let found = search_by(candidates, |&place| {
-            let opened = &self.opened[place];
-            let first = opened.holders[0];
-            order_of_files((first.pid, first.number), (pid, number))
-                .map_err(|errno| opened.failed("comparing two descriptors", errno))
-        })?;
-        let rank = match found {
-            Ok(rank) => {
-                let place = candidates[rank];
+        let (key, info) = look(holder)?;
+        let rank = match self.known(&key, holder)? {
+            Ok(place) => {
                 self.opened[place].holders.push(holder);
                 return Ok((place, info));
             }
             Err(rank) => rank,
         };
-        let opened = self.open(frozen, process, holder, link.into(), info.clone())?;
-        self.candidates.entry(key).or_default().insert(rank, self.opened.len());
-        self.opened.push(opened);
-        Ok((self.opened.len() - 1, info))
+        let subject = process.subject().descriptor(holder.number).with_path(Text::from(key.0.clone()));
+        let copy = process.fetch_descriptor(holder.number).map_err(|error| error.about(subject.clone()))?;
+        Ok((self.add(frozen, key, copy, Opening { holder, rank, info: info.clone(), subject })?, info))
     }
 
-    /// A description that was not seen before.
-    fn open(
-        &self,
-        frozen: &Frozen,
-        process: &FrozenProcess,
-        holder: Holder,
-        link: Text,
-        info: FdInfo,
-    ) -> Result<Opened> {
-        let subject = process.subject().descriptor(holder.number).with_path(&link);
-        let copy = process.fetch_descriptor(holder.number).map_err(|error| error.about(subject.clone()))?;
+    /// The place of the description that a descriptor leads to, or its rank among those that look like it if it was not
+    /// seen before.
+    fn known(&self, key: &Key, holder: Holder) -> Result<Result<usize, usize>> {
+        let candidates = self.candidates.get(key).map(Vec::as_slice).unwrap_or_default();
+        let found = search_by(candidates, |&place| {
+            let opened = &self.opened[place];
+            let first = opened.holders[0];
+            order_of_files((first.pid, first.number), (holder.pid, holder.number))
+                .map_err(|errno| opened.failed("comparing two descriptors", errno))
+        })?;
+        Ok(found.map(|rank| candidates[rank]))
+    }
+
+    /// Adds the descriptions that only travel in sockets, also in those that do so themselves, and hands over what
+    /// waits in each.
+    fn in_flight(&mut self, frozen: &Frozen, records: &mut Records, problems: &mut Problems) {
+        let mut seen = 0;
+        while seen < self.opened.len() {
+            let queues = problems.take(unix::queue::look(&self.opened[seen..])).unwrap_or_default();
+            seen = self.opened.len();
+            for queue in queues {
+                let carrier = self.opened[queue.description.0 as usize].subject.clone();
+                let mut messages = Vec::new();
+                for message in queue.messages {
+                    let travel =
+                        message.descriptors.into_iter().map(|copy| self.travels(frozen, copy, &carrier));
+                    let travel: Vec<_> = travel.filter_map(|result| problems.take(result)).collect();
+                    messages.push(Message {
+                        data: message.data,
+                        source: message.source,
+                        descriptors: travel,
+                        sender: message.credentials.map(|found| unix::credentials::of(frozen, found)),
+                    });
+                }
+                records.unix_queues.insert(queue.description, messages);
+            }
+        }
+    }
+
+    /// The description that a descriptor leads to which travels in a socket; this program has a copy of it.
+    fn travels(&mut self, frozen: &Frozen, copy: OwnedFd, carrier: &Subject) -> Result<DescriptionId> {
+        let pid = std::process::id().cast_signed();
+        let holder = Holder { process: Holder::NOBODY, pid, number: copy.as_raw_fd() };
+        let (key, info) = look(holder)?;
+        let rank = match self.known(&key, holder)? {
+            Ok(place) => return Ok(self.opened[place].description.id),
+            Err(rank) => rank,
+        };
+        let subject = carrier.clone().with_path(Text::from(key.0.clone()));
+        let description = DescriptionId(u32::try_from(self.opened.len()).unwrap_or(u32::MAX));
+        self.locks.extend(info.locks.iter().map(|&line| SeenLock { holder, description, line }));
+        self.add(frozen, key, copy, Opening { holder, rank, info, subject })?;
+        Ok(description)
+    }
+
+    /// Adds a description that was not seen before, and gives its place.
+    fn add(&mut self, frozen: &Frozen, key: Key, copy: OwnedFd, opening: Opening) -> Result<usize> {
+        let Opening { holder, rank, info, subject } = opening;
         let status = rustix::fs::fstat(&copy).map_err(|errno| {
             crate::Error::system(code::PROC, "looking at a descriptor", errno).about(subject.clone())
         })?;
@@ -194,6 +230,7 @@ impl Search {
             owner: None,
             signal: 0,
         };
+        let link = Text::from(key.0.clone());
         let mut opened =
             Opened { description, holders: vec![holder], link, info, status, file: copy, subject };
         if !opened.is_path_only() {
@@ -202,7 +239,9 @@ impl Search {
             opened.description.signal =
                 signal.map_err(|errno| opened.failed("asking for its signal", errno))?;
         }
-        Ok(opened)
+        self.candidates.entry(key).or_default().insert(rank, self.opened.len());
+        self.opened.push(opened);
+        Ok(self.opened.len() - 1)
     }
 }
 
@@ -219,4 +258,22 @@ fn search_by<T>(
         })
     });
     failure.map_or(Ok(found), Err)
+}
+
+/// A description that was not seen before: through which descriptor, what `/proc` says of that, and for errors.
+struct Opening {
+    holder: Holder,
+    /// Its rank among those that look like it.
+    rank: usize,
+    info: FdInfo,
+    subject: Subject,
+}
+
+/// What tells a descriptor's description apart, and what `/proc` says of it.
+fn look(holder: Holder) -> Result<(Key, FdInfo)> {
+    let Holder { pid, number, .. } = holder;
+    let link = read::link(pid, &format!("fd/{number}"))?;
+    let text = read::file(pid, &format!("fdinfo/{number}"))?;
+    let info = fdinfo::parse(&String::from_utf8_lossy(&text));
+    Ok(((link, info.inode, info.flags & !CLOSE_ON_EXEC, info.position), info))
 }

@@ -12,7 +12,7 @@ use vckpt_image_format::record::description::Description;
 pub struct Opened {
     /// What its record says of it.
     pub description: Description,
-    /// The descriptors that lead to it; never empty.
+    /// The descriptors that lead to it; never empty. One that only travels in a socket has this program's copy.
     pub holders: Vec<Holder>,
     /// What `/proc/<pid>/fd/<n>` leads to.
     pub link: Text,
@@ -29,12 +29,17 @@ pub struct Opened {
 /// A descriptor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Holder {
-    /// Index of the process in [`Frozen::processes`].
+    /// Index of the process in [`Frozen::processes`], or [`Holder::NOBODY`].
     pub process: usize,
     /// Its ID as this program sees it.
     pub pid: i32,
     /// The number of the descriptor.
     pub number: i32,
+}
+
+impl Holder {
+    /// The index for a copy that this program has of a descriptor that only travels in a socket.
+    pub const NOBODY: usize = usize::MAX;
 }
 
 /// All descriptions of a frozen tree.

@@ -102,15 +102,15 @@ pub fn options(opened: &Opened, wanted: &[(u32, i32)]) -> Vec<SocketOption> {
     options
 }
 
-/// The options of a socket that has no others; one with a filter is refused.
+/// As [`options`]; a socket with a filter is refused.
 ///
 /// # Errors
 /// [`code::DESCRIPTOR_KIND`].
-pub fn options_without_filter(opened: &Opened) -> Result<Vec<SocketOption>> {
+pub fn options_without_filter(opened: &Opened, wanted: &[(u32, i32)]) -> Result<Vec<SocketOption>> {
     if filter(opened)?.is_some() {
         return Err(opened.refuse(code::DESCRIPTOR_KIND, "a unix socket with a packet filter attached"));
     }
-    Ok(options(opened, &[]))
+    Ok(options(opened, wanted))
 }
 
 /// The filter of a socket.
@@ -180,11 +180,14 @@ fn set_buffer(made: BorrowedFd<'_>, name: u32, force: u32, value: &[u8]) -> std:
     socket::set_option(made, SOCKET, force, &half).or_else(|_| socket::set_option(made, SOCKET, name, &half))
 }
 
+/// The size of a buffer, and which sizes were set.
+pub type Room = (Vec<u8>, u32);
+
 /// Makes room for this many bytes to be sent; what was there before, for [`give_room_back`].
 ///
 /// # Errors
 /// What `getsockopt(2)` says.
-pub fn make_room(made: BorrowedFd<'_>, bytes: usize) -> std::result::Result<(Vec<u8>, u32), Errno> {
+pub fn make_room(made: BorrowedFd<'_>, bytes: usize) -> std::result::Result<Room, Errno> {
     let before = socket::option(made, SOCKET, SO_SNDBUF)?;
     let locked = socket::number_option(made, SOCKET, SO_BUF_LOCK).unwrap_or_default();
     let wanted = u32::try_from(bytes.saturating_mul(4)).unwrap_or(u32::MAX / 2).min(1 << 30);
@@ -196,7 +199,7 @@ pub fn make_room(made: BorrowedFd<'_>, bytes: usize) -> std::result::Result<(Vec
 ///
 /// # Errors
 /// What `setsockopt(2)` says.
-pub fn give_room_back(made: BorrowedFd<'_>, before: &(Vec<u8>, u32)) -> std::result::Result<(), Errno> {
+pub fn give_room_back(made: BorrowedFd<'_>, before: &Room) -> std::result::Result<(), Errno> {
     set_buffer(made, SO_SNDBUF, SO_SNDBUFFORCE, &before.0)?;
     // Kernels before 5.14 have no such option, and keep the buffer as one that was set.
     socket::set_option(made, SOCKET, SO_BUF_LOCK, &before.1.to_ne_bytes()).or(Ok(()))
@@ -206,7 +209,7 @@ pub fn give_room_back(made: BorrowedFd<'_>, before: &(Vec<u8>, u32)) -> std::res
 ///
 /// # Errors
 /// What `getsockopt(2)` says.
-pub fn make_receive_room(made: BorrowedFd<'_>, bytes: usize) -> std::result::Result<(Vec<u8>, u32), Errno> {
+pub fn make_receive_room(made: BorrowedFd<'_>, bytes: usize) -> std::result::Result<Room, Errno> {
     let before = socket::option(made, SOCKET, SO_RCVBUF)?;
     let locked = socket::number_option(made, SOCKET, SO_BUF_LOCK).unwrap_or_default();
     let wanted = u32::try_from(bytes.saturating_mul(8)).unwrap_or(u32::MAX / 2).min(1 << 30);
@@ -218,10 +221,7 @@ pub fn make_receive_room(made: BorrowedFd<'_>, bytes: usize) -> std::result::Res
 ///
 /// # Errors
 /// What `setsockopt(2)` says.
-pub fn give_receive_room_back(
-    made: BorrowedFd<'_>,
-    before: &(Vec<u8>, u32),
-) -> std::result::Result<(), Errno> {
+pub fn give_receive_room_back(made: BorrowedFd<'_>, before: &Room) -> std::result::Result<(), Errno> {
     set_buffer(made, SO_RCVBUF, SO_RCVBUFFORCE, &before.0)?;
     // Kernels before 5.14 have no such option, and keep the buffer as one that was set.
     socket::set_option(made, SOCKET, SO_BUF_LOCK, &before.1.to_ne_bytes()).or(Ok(()))
@@ -293,7 +293,8 @@ fn peek(opened: &Opened, length: usize) -> Result<Option<Message>> {
         );
     }
     data.truncate(received.bytes);
-    Ok(Some(Message { data, source: received.address.and_then(|address| source(&address)) }))
+    let source = received.address.and_then(|address| source(&address));
+    Ok(Some(Message { source, ..Message::plain(data) }))
 }
 
 /// The name of a sender: as unix sockets have it, or address and port.

@@ -28,7 +28,9 @@ pub fn observe(walk: &Walk<'_>, seen: &[SeenLock], records: &mut Records) -> Res
     for lock in seen {
         let Some(opened) = walk.find(lock.holder.process, lock.holder.number) else { continue };
         let LockLine { sort, exclusive, breaking, start, end } = lock.line;
-        let Some(process) = walk.frozen.processes.get(lock.holder.process) else { continue };
+        // What only travels in a socket is nobody's.
+        let process =
+            walk.frozen.processes.get(lock.holder.process).map_or(walk.frozen.root, |holder| holder.id);
         let (holder, is_new) = match sort {
             LockSort::Lease if breaking => {
                 problems.push(
@@ -39,14 +41,14 @@ pub fn observe(walk: &Walk<'_>, seen: &[SeenLock], records: &mut Records) -> Res
                 continue;
             }
             LockSort::Lease => {
-                (Holder::Lease(process.id), known.insert((lock.description.0.into(), (0, 0), 3, start, end)))
+                (Holder::Lease(process), known.insert((lock.description.0.into(), (0, 0), 3, start, end)))
             }
             LockSort::Posix => {
                 if !fits(opened, exclusive) {
                     continue;
                 }
                 let key = (lock.holder.process as u64, opened.inode(), 0, start, end);
-                (Holder::Process(process.id), known.insert(key))
+                (Holder::Process(process), known.insert(key))
             }
             LockSort::WholeFile => {
                 (Holder::WholeFile, known.insert((lock.description.0.into(), (0, 0), 1, start, end)))

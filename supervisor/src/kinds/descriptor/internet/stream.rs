@@ -223,7 +223,7 @@ fn queued(queue: Queue, data: Vec<u8>) -> Vec<DataQueued> {
         return Vec::new();
     }
     let pieces = data.chunks(DataQueued::PORTION / 2);
-    let messages = pieces.map(|piece| Message { data: piece.to_vec(), source: None }).collect();
+    let messages = pieces.map(|piece| Message::plain(piece.to_vec())).collect();
     DataQueued::portions(queue, false, messages)
 }
 

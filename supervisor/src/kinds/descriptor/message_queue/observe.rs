@@ -1,7 +1,7 @@
 //! Looking at message queues.
 
 use crate::error::{Problems, Result, code};
-use crate::kinds::descriptor::opened::{Opened, Walk};
+use crate::kinds::descriptor::opened::{Holder, Opened, Walk};
 use crate::kinds::descriptor::restore::open_again;
 use crate::kinds::nameless_file::old_path;
 use crate::proc::read;
@@ -86,7 +86,9 @@ fn look(first: &Opened, descriptions: &[&Opened]) -> Result<Queue> {
             .collect(),
     };
     let count = usize::try_from(attributes.messages).unwrap_or(usize::MAX);
-    Ok(Queue { record, file, process: first.holders[0].process, count })
+    // One that only travels in a socket is nobody's: the root looks at it.
+    let process = Some(first.holders[0].process).filter(|&process| process != Holder::NOBODY).unwrap_or(0);
+    Ok(Queue { record, file, process, count })
 }
 
 /// Whether the state (`QSIZE:129 NOTIFY:2 SIGNO:0 NOTIFY_PID:8260`) names somebody who is to be notified.

@@ -118,7 +118,7 @@ fn waiting(
             other => other?,
         };
         total += count;
-        messages.push(Message { data: buffer[..count].to_vec(), source: None });
+        messages.push(Message::plain(buffer[..count].to_vec()));
     }
     if reach == Reach::Inside && !packets && total != length {
         return Err(rustix::io::Errno::IO);

@@ -1,19 +1,32 @@
 //! Unix sockets: see unix(7).
 //!
-//! - **Saved**: type, address with the permissions of its file, connection, what was shut down, options, backlog, and
-//!   the data that waits, message by message.
-//! - **Saved too**: connections of the tree that wait to be accepted, as long as nothing was sent in them.
-//! - **Refused**: a stream whose peer is outside of the tree; other connections that nobody accepts although those who
-//!   could are let run for a while; descriptors or credentials in a queue; addresses that are relative paths.
-//! - **Outside of the tree**: a datagram socket that sends to an address there is connected with that address again.
-//! - **Not saved**: `SO_PEERCRED` of the peer: it is that of who restored; the name of a sender outside of the tree
-//!   whose datagram waits.
-//! - **Kernel**: sock_diag(7) tells the peer (`CONFIG_UNIX_DIAG`); `SO_PEEK_OFF` (3.4) reads datagrams without taking
-//!   them.
+//! - **Saved**: type, address, the file of it wherever that is now, connection, what was shut down, options, backlog,
+//!   who is at the other end, and the data that waits, message by message.
+//! - **Saved too**: descriptors that travel with the data, also those that nobody else has, sockets that travel in
+//!   sockets, in circles too; who has sent a message, if the kernel noted it; connections of the tree that wait to be
+//!   accepted, as long as nothing was sent in them.
+//! - **Refused**: a stream whose peer is outside of the tree, unless the user gives it up; other connections that nobody
+//!   accepts although those who could are let run for a while; an urgent byte that waits.
+//! - **Outside of the tree**: a datagram socket that sends to an address there is connected with that address again; if
+//!   nobody is there, that is said before anything is made.
+//! - **Not exact**: who is at the other end or has sent a message, if that process is not in the tree, or is a zombie;
+//!   the name of a sender outside of the tree whose datagram waits; time stamps of datagrams that wait.
+//! - **Not saved**: that a message was looked at before (`SO_PEEK_OFF` passes over an empty one the second time).
+//! - **Kernel**: sock_diag(7) tells the peer (`CONFIG_UNIX_DIAG`); `SO_PEEK_OFF` (3.4) shows data without taking it;
+//!   `SIOCUNIXFILE` (4.14) finds files that were moved.
 
-mod bind;
+mod acting;
+pub mod credentials;
+mod fill;
+mod helpers;
+pub mod make;
+mod names;
 pub mod observe;
+mod place;
+pub mod queue;
 pub mod restore;
+mod signed;
+mod state;
 
 use super::opened::Opened;
 use super::socket::SOCKET;
@@ -27,6 +40,11 @@ pub fn claims(opened: &Opened) -> bool {
         && socket::number_option(opened.file.as_fd(), SOCKET, libc::SO_DOMAIN.cast_unsigned())
             == Ok(libc::AF_UNIX.cast_unsigned())
 }
+
+/// Whether the program is told by a descriptor who has sent a message (kernel 6.5).
+const SO_PASSPIDFD: i32 = 76;
+/// Whether descriptors may come with messages (kernel 6.16).
+const SO_PASSRIGHTS: i32 = 83;
 
 /// Offset of the path in `struct sockaddr_un`.
 const PATH: usize = 2;

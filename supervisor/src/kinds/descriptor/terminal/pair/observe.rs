@@ -1,6 +1,6 @@
 //! Looking at pairs.
 
-use crate::error::Result;
+use crate::error::{Result, code};
 use crate::kinds::descriptor::opened::{Holder, Opened, Walk};
 use crate::kinds::descriptor::terminal::is_controlling;
 use crate::kinds::descriptor::terminal::observe::{modes, numbers};
@@ -32,6 +32,11 @@ pub fn open_pair(
     slaves: &[&Opened],
 ) -> Result<Pair> {
     let failed = |errno: nix::errno::Errno| master.failed("looking at a pseudo-terminal", errno);
+    if master.holders[0].process == Holder::NOBODY {
+        let what = "a pseudo-terminal whose master only travels in a socket";
+        let error = master.refuse(code::DESCRIPTOR_KIND, what).passing();
+        return Err(error.hint("try again when the receiver has taken it"));
+    }
     let file = master.file.as_fd();
     let window = rustix::termios::tcgetwinsize(&master.file)
         .map_err(|errno| master.failed("asking for the size of a terminal", errno))?;
