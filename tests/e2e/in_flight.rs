@@ -366,6 +366,12 @@ fn left_running() -> Outcome {
     }
     case.ask()?;
     let image = case.dump_with(root, &["--leave-running"])?;
+    if !case.is_control() {
+        let ran = case.vckpt(&["show", "--sockets", path_text(&image)])?.good()?;
+        let line = ran.stdout.lines().find(|line| line.contains("/file"));
+        let parts = ["u_seq", "REG ", "FIFO pipe:[", "unix ", "a_inode [eventfd"];
+        ensure!(line.is_some_and(|line| parts.iter().all(|part| line.contains(part))), "{}", ran.describe());
+    }
     std::fs::remove_file(image)?;
     case.ask()?;
     case.finish(root)

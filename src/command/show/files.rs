@@ -109,6 +109,12 @@ const fn mode(flags: u32) -> &'static str {
     }
 }
 
+/// What every description is, in a word and its name.
+pub(super) fn names(view: &View) -> HashMap<DescriptionId, String> {
+    let opened = opened(&view.image).unwrap_or_default();
+    opened.into_iter().map(|(id, opened)| (id, format!("{} {}", opened.kind, opened.name))).collect()
+}
+
 /// All open file descriptions of an image.
 fn opened(image: &Image) -> Result<HashMap<DescriptionId, Opened>, FormatError> {
     let mut known = HashMap::new();

@@ -1,5 +1,7 @@
-//! The sockets, as `ss -tanpx` shows them: state, what waits on both sides, both addresses, who has them.
+//! The sockets, as `ss -tanpx` shows them: state, what waits on both sides, both addresses, who has them; and which
+//! descriptors travel in them.
 
+use super::files;
 use super::view::View;
 use crate::table::{Align, Table};
 use serde::Serialize;
@@ -22,6 +24,8 @@ pub(crate) struct Row {
     pub(crate) peer: String,
     /// `command,PID,fd` of all who have it.
     holders: Vec<String>,
+    /// What the descriptors lead to that wait with the data.
+    in_flight: Vec<String>,
 }
 
 /// All sockets of an image.
@@ -32,7 +36,12 @@ pub(crate) fn rows(view: &View) -> Vec<Row> {
 
 fn try_rows(view: &View) -> Result<Vec<Row>, FormatError> {
     let mut queues: HashMap<Queue, u64> = HashMap::new();
+    let mut travel: HashMap<Queue, Vec<String>> = HashMap::new();
+    let names = files::names(view);
     for record in view.image.all::<DataQueued>()? {
+        let descriptions = record.messages.iter().flat_map(|message| &message.descriptors);
+        let found = descriptions.filter_map(|description| names.get(description).cloned());
+        travel.entry(record.queue).or_default().extend(found);
         let bytes: usize = record.messages.iter().map(|message| message.data.len()).sum();
         *queues.entry(record.queue).or_default() += bytes as u64;
     }
@@ -50,6 +59,7 @@ fn try_rows(view: &View) -> Result<Vec<Row>, FormatError> {
             local: text(socket.local),
             peer: text(socket.peer()),
             holders: holders(view, socket.description.id),
+            in_flight: Vec::new(),
         });
     }
     for socket in &unix {
@@ -65,6 +75,7 @@ fn try_rows(view: &View) -> Result<Vec<Row>, FormatError> {
             local: unix_name(socket),
             peer: unix_peer(&unix, socket),
             holders: holders(view, socket.description.id),
+            in_flight: travel.remove(&Queue::Socket(socket.id)).unwrap_or_default(),
         });
     }
     Ok(rows)
@@ -148,6 +159,7 @@ pub(super) fn lines(rows: &[Row]) -> Vec<String> {
         ("LOCAL", Left),
         ("PEER", Left),
         ("PROCESS", Left),
+        ("IN FLIGHT", Left),
     ]);
     for row in rows {
         table.row([
@@ -158,6 +170,7 @@ pub(super) fn lines(rows: &[Row]) -> Vec<String> {
             row.local.clone(),
             row.peer.clone(),
             row.holders.join(" "),
+            row.in_flight.join(", "),
         ]);
     }
     table.lines()
