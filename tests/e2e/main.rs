@@ -95,6 +95,7 @@ mod terminal;
 mod threads;
 mod timers;
 mod tree;
+mod unix_states;
 mod waits;
 mod watches;
 mod workloads;
@@ -144,6 +145,7 @@ const TOPICS: &[Topic] = &[
     socket_options::TOPIC,
     sockets::TOPIC,
     socket_names::TOPIC,
+    unix_states::TOPIC,
     in_flight::TOPIC,
     peers::TOPIC,
     datagrams::TOPIC,

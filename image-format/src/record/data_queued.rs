@@ -40,6 +40,8 @@ pub struct Message {
     pub descriptors: Vec<DescriptionId>,
     /// Who sent it (`SCM_CREDENTIALS`), if it says so.
     pub sender: Option<SocketCredentials>,
+    /// Whether it is the urgent byte of a stream (`MSG_OOB`).
+    pub urgent: bool,
 }
 
 impl Message {
@@ -49,7 +51,7 @@ impl Message {
     /// A message that is nothing but its bytes.
     #[must_use]
     pub fn plain(data: Vec<u8>) -> Self {
-        Self { data, source: None, descriptors: Vec::new(), sender: None }
+        Self { data, source: None, descriptors: Vec::new(), sender: None, urgent: false }
     }
 }
 
@@ -115,6 +117,9 @@ impl Record for DataQueued {
             }
             if !message.descriptors.is_empty() && !matches!(self.queue, Queue::Socket(_)) {
                 return Err("descriptors travel where none can".to_owned());
+            }
+            if message.urgent && (message.data.len() != 1 || !message.descriptors.is_empty()) {
+                return Err("what is urgent is not one byte".to_owned());
             }
             message.sender.as_ref().map_or(Ok(()), SocketCredentials::check)?;
         }

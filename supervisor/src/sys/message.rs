@@ -152,6 +152,7 @@ pub fn part(kind: i32, words: &[u32]) -> Vec<u8> {
 }
 
 /// Sends a message with copies of descriptors to an address, or to the peer if the address is empty; without waiting.
+/// More `flags` are those of sendmsg(2).
 ///
 /// # Errors
 /// See sendmsg(2): `EAGAIN` if there is no room.
@@ -160,6 +161,7 @@ pub fn send(
     data: &[u8],
     address: &[u8],
     descriptors: &[BorrowedFd<'_>],
+    flags: i32,
 ) -> Result<usize> {
     let numbers: Vec<u32> = descriptors.iter().map(|one| one.as_raw_fd().cast_unsigned()).collect();
     let control = if numbers.is_empty() { Vec::new() } else { part(libc::SCM_RIGHTS, &numbers) };
@@ -176,7 +178,7 @@ pub fn send(
         header.msg_control = control.as_ptr().cast_mut().cast();
         header.msg_controllen = control.len();
     }
-    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    let flags = flags | libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
     // SAFETY: the kernel only reads: the header and what it names, all of which is live.
     let sent = unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const header, flags) };
     Errno::result(sent).map(isize::cast_unsigned)
@@ -192,7 +194,7 @@ mod tests {
     fn descriptors_are_seen_without_being_taken() {
         let (one, other) = UnixStream::pair().unwrap();
         assert_eq!(peek(one.as_fd(), 10).unwrap_err(), Errno::EAGAIN);
-        send(other.as_fd(), b"abc", &[], &[one.as_fd(), other.as_fd()]).unwrap();
+        send(other.as_fd(), b"abc", &[], &[one.as_fd(), other.as_fd()], 0).unwrap();
         for _ in 0..2 {
             let waiting = peek(one.as_fd(), 2).unwrap();
             assert_eq!((&waiting.data[..], waiting.descriptors.len()), (&b"ab"[..], 2));
@@ -211,10 +213,10 @@ mod tests {
         for (plain, with) in [(0, 1), (0, 7), (1, 1), (1, 7), (5000, 1), (4096, 4096), (3, 9000)] {
             let (one, other) = UnixStream::pair().unwrap();
             if plain > 0 {
-                send(other.as_fd(), &vec![1; plain], &[], &[]).unwrap();
+                send(other.as_fd(), &vec![1; plain], &[], &[], 0).unwrap();
             }
-            send(other.as_fd(), &vec![2; with], &[], &[one.as_fd()]).unwrap();
-            send(other.as_fd(), b"behind", &[], &[]).unwrap();
+            send(other.as_fd(), &vec![2; with], &[], &[one.as_fd()], 0).unwrap();
+            send(other.as_fd(), b"behind", &[], &[], 0).unwrap();
             let waiting = peek(one.as_fd(), 100_000).unwrap();
             assert_eq!((waiting.data.len(), waiting.descriptors.len()), (plain + with, 1));
             assert_eq!(peek_before_last(one.as_fd(), plain + with), Ok(plain));

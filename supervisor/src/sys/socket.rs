@@ -211,6 +211,16 @@ pub fn unsent(socket: BorrowedFd<'_>) -> Result<u32> {
     number_of(socket, NOT_SENT)
 }
 
+/// Whether what is received next is the urgent byte.
+///
+/// # Errors
+/// See sockatmark(3).
+pub fn is_at_mark(socket: BorrowedFd<'_>) -> Result<bool> {
+    /// `SIOCATMARK`.
+    const AT_MARK: libc::Ioctl = 0x8905;
+    number_of(socket, AT_MARK).map(|number| number != 0)
+}
+
 /// The file that a unix socket was bound to, as with `O_PATH`.
 ///
 /// # Errors

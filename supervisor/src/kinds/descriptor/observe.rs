@@ -195,6 +195,7 @@ impl Search {
                         source: message.source,
                         descriptors: travel,
                         sender: message.credentials.map(|found| unix::credentials::of(frozen, found)),
+                        urgent: message.urgent,
                     });
                 }
                 records.unix_queues.insert(queue.description, messages);

@@ -208,7 +208,8 @@ fn send(restoring: &mut Restoring<'_>, message: &Message, sending: &Sending) -> 
     if let Some(sender) = &message.sender {
         let from = &sending.from;
         let (data, descriptors) = (&message.data, descriptors.clone());
-        let signed = Signed { from: from.as_fd(), to: &sending.to, data, descriptors, sender };
+        let (from, to, urgent) = (from.as_fd(), &sending.to, message.urgent);
+        let signed = Signed { from, to, data, descriptors, sender, urgent };
         match signed::send(restoring, &signed)? {
             Ok(()) => return Ok(true),
             // The kernel does not let it be sent for that process, or there is none.
@@ -216,7 +217,8 @@ fn send(restoring: &mut Restoring<'_>, message: &Message, sending: &Sending) -> 
             Err(errno) => return Err(failed("filling a unix socket", errno)),
         }
     }
-    let sent = message::send(sending.from.as_fd(), &message.data, &sending.to.address(), &descriptors);
+    let flags = if message.urgent { libc::MSG_OOB } else { 0 };
+    let sent = message::send(sending.from.as_fd(), &message.data, &sending.to.address(), &descriptors, flags);
     match sent.map_err(|errno| failed("filling a unix socket", errno))? {
         count if count == message.data.len() => Ok(is_signed),
         _ => Err(failed("filling a unix socket", Errno::ENOBUFS)),

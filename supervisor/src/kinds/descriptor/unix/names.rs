@@ -195,10 +195,11 @@ impl Nest {
         for component in name.parent().unwrap_or(Path::new("")).components() {
             match component {
                 Component::Normal(name) => at = nest.enter(at, Path::new(name))?,
-                Component::ParentDir => {
+                // There is nothing above a root directory.
+                Component::ParentDir if at != nest.start || !name.is_absolute() => {
                     at.pop();
                 }
-                Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
+                Component::ParentDir | Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
             }
         }
         nest.file = at.join(name.file_name().unwrap_or_default());

@@ -2,8 +2,9 @@
 //!
 //! The kernel gives a copy of the descriptors to whoever looks: to this program, which closes them when it is done.
 //!
-//! While it looks, two options of a socket are changed: from where it looks on (`SO_PEEK_OFF`), and that credentials are
-//! told (`SO_PASSCRED`), which also tells an empty message from the end of file. A process of its own sets them back.
+//! While it looks, three options of a socket are changed: from where it looks on (`SO_PEEK_OFF`); that credentials are
+//! told (`SO_PASSCRED`), which also tells an empty message from the end of file; and that an urgent byte stands among
+//! the others (`SO_OOBINLINE`). A process of its own sets them back.
 
 use super::{claims, name};
 use crate::error::{Problems, Result, code};
@@ -21,6 +22,7 @@ use vckpt_image_format::{DescriptionId, Text};
 const LONGEST_MESSAGE: usize = 4 << 20;
 const SO_PEEK_OFF: u32 = libc::SO_PEEK_OFF.cast_unsigned();
 const SO_PASSCRED: u32 = libc::SO_PASSCRED.cast_unsigned();
+const SO_OOBINLINE: u32 = libc::SO_OOBINLINE.cast_unsigned();
 /// The process that the kernel tells if it did not note who the sender was.
 const NOBODY: u32 = 0;
 
@@ -44,6 +46,8 @@ pub struct InFlight {
     pub descriptors: Vec<OwnedFd>,
     /// Process, user and group of its sender as this program sees them, if the kernel noted them.
     pub credentials: Option<[u32; 3]>,
+    /// Whether it is the urgent byte of a stream (`MSG_OOB`).
+    pub urgent: bool,
 }
 
 /// Looks at the queues of all unix sockets among these.
@@ -56,7 +60,7 @@ pub fn look(opened: &[Opened]) -> Result<Vec<Queue>> {
         opened.iter().filter(|opened| claims(opened) && may_have_messages(opened)).collect();
     let mut resets = Vec::new();
     for opened in &sockets {
-        for name in [SO_PEEK_OFF, SO_PASSCRED] {
+        for name in [SO_PEEK_OFF, SO_PASSCRED, SO_OOBINLINE] {
             resets.extend(problems.take(reset(opened, name)));
         }
     }
@@ -96,14 +100,10 @@ fn reset(opened: &Opened, name: u32) -> Result<Reset> {
 }
 
 fn messages(opened: &Opened) -> Result<Vec<InFlight>> {
-    if polled(opened, PollFlags::PRI).contains(PollFlags::PRI) {
-        return Err(opened
-            .refuse(code::SOCKET_STATE, "an urgent byte (MSG_OOB) waits in a unix socket")
-            .passing()
-            .hint("try again when the program has read it"));
-    }
     let failed = |errno: Errno| opened.failed("looking at what waits in a socket", errno);
-    socket::set_option(opened.file.as_fd(), SOCKET, SO_PASSCRED, &1_i32.to_ne_bytes()).map_err(failed)?;
+    for name in [SO_PASSCRED, SO_OOBINLINE] {
+        socket::set_option(opened.file.as_fd(), SOCKET, name, &1_i32.to_ne_bytes()).map_err(failed)?;
+    }
     look_from(opened, 0)?;
     let is_stream = socket::number_option(opened.file.as_fd(), SOCKET, libc::SO_TYPE.cast_unsigned())
         == Ok(libc::SOCK_STREAM.cast_unsigned());
@@ -127,13 +127,56 @@ fn messages(opened: &Opened) -> Result<Vec<InFlight>> {
                     source: None,
                     descriptors: Vec::new(),
                     credentials: message.credentials,
+                    urgent: false,
                 });
             }
         }
         messages.push(message);
         offset += length;
     }
+    if is_stream && polled(opened, PollFlags::PRI).contains(PollFlags::PRI) {
+        mark_urgent(opened, &mut messages)?;
+    }
     Ok(messages)
+}
+
+/// Finds the urgent byte of a stream: the kernel never gives it in one piece with what comes before it. Another sender
+/// or descriptors are other reasons for a new piece.
+fn mark_urgent(opened: &Opened, messages: &mut Vec<InFlight>) -> Result<()> {
+    look_from(opened, 0)?;
+    let is_first = socket::is_at_mark(opened.file.as_fd());
+    let is_first = is_first.map_err(|errno| opened.failed("looking for an urgent byte", errno))?;
+    let has_no_reason = |pair: &[InFlight]| {
+        pair[0].credentials == pair[1].credentials
+            && pair.iter().all(|message| message.descriptors.is_empty())
+    };
+    let mut marked = messages.windows(2).enumerate().filter(|(_, pair)| has_no_reason(pair));
+    let place = match (is_first, marked.next(), marked.next()) {
+        (true, None, _) => Some(0),
+        (false, Some((place, _)), None) => Some(place + 1),
+        _ => None,
+    };
+    let place =
+        place.filter(|&place| messages.get(place).is_some_and(|message| message.descriptors.is_empty()));
+    let Some(place) = place else {
+        return Err(opened
+            .refuse(code::SOCKET_STATE, "an urgent byte (MSG_OOB) next to descriptors waits in a unix socket")
+            .passing()
+            .hint("try again when the program has read it"));
+    };
+    let message = &mut messages[place];
+    let rest = InFlight {
+        data: message.data.split_off(1),
+        source: None,
+        descriptors: Vec::new(),
+        credentials: message.credentials,
+        urgent: false,
+    };
+    message.urgent = true;
+    if !rest.data.is_empty() {
+        messages.insert(place + 1, rest);
+    }
+    Ok(())
 }
 
 fn in_flight(waiting: Waiting) -> InFlight {
@@ -142,6 +185,7 @@ fn in_flight(waiting: Waiting) -> InFlight {
         source: name(&waiting.address).map(Text::from),
         descriptors: waiting.descriptors,
         credentials: waiting.credentials.filter(|&[process, ..]| process != NOBODY),
+        urgent: false,
     }
 }
 

@@ -47,6 +47,8 @@ pub(super) struct Signed<'message> {
     /// Copies of these travel with it.
     pub(super) descriptors: Vec<BorrowedFd<'message>>,
     pub(super) sender: &'message SocketCredentials,
+    /// Whether it is an urgent byte.
+    pub(super) urgent: bool,
 }
 
 /// Sends a message from the process that has sent it at first. Gives the kernel's reason if it
@@ -95,7 +97,8 @@ pub(super) fn send(
     }
     restoring.puppet(task)?.write(address, &laid_out(address, &name, &control, message.data))?;
     let mut batch = Batch::new();
-    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    let urgent = if message.urgent { libc::MSG_OOB } else { 0 };
+    let flags = urgent | libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
     let sent =
         batch.call("sending a message", libc::SYS_sendmsg, [(*from).into(), address.into(), flags.into()]);
     batch.must("unmapping the room of a message", libc::SYS_munmap, [address.into(), length.into()]);
