@@ -15,6 +15,8 @@ pub(crate) const TOPIC: Topic = Topic {
     fixtures: &[
         ("signed", signed),
         ("peer-credentials", peer_credentials),
+        ("signed-log", signed_log),
+        ("ended-sender", ended_sender),
         ("log-writer", log_writer),
         ("outside-stream", outside_stream),
         ("outside-pair", outside_pair),
@@ -23,6 +25,8 @@ pub(crate) const TOPIC: Topic = Topic {
         ("credentials_in_a_stream", || two_rounds_with("signed", &["1"])),
         ("credentials_in_datagrams", || two_rounds_with("signed", &["2"])),
         ("credentials_in_packets", || two_rounds_with("signed", &["5"])),
+        ("credentials_in_datagrams_to_a_path", || two_rounds("signed-log")),
+        ("credentials_of_a_sender_that_has_ended", sender_ended),
         ("credentials_of_other_users", other_users),
         ("credentials_of_the_peer", || two_rounds("peer-credentials")),
         ("credentials_of_peers_of_other_users", peers_of_other_users),
@@ -127,6 +131,88 @@ fn other_users() -> Outcome {
     need_root()?;
     two_rounds_with("signed", &["5", "other"])?;
     two_rounds_with("signed", &["2", "other"])
+}
+
+/// As a service does that collects log messages: datagrams of several processes to a path, some from sockets with names.
+fn signed_log(stage: Stage) {
+    let path = stage.path("log");
+    let log = UnixDatagram::bind(&path).unwrap();
+    let log = OwnedFd::from(log);
+    set_option(&log, libc::SO_PASSCRED, 1).unwrap();
+    let [go, told] = pair(libc::SOCK_STREAM);
+    let name = stage.path("writer");
+    let (to, from) = (path.clone(), name.clone());
+    let child = fork(move || {
+        let writer = UnixDatagram::bind(&from).unwrap();
+        while take(told.as_raw_fd(), 1).is_ok_and(|word| word == b"g") {
+            writer.send_to(b"child", &to).unwrap();
+            put(told.as_raw_fd(), b"d").unwrap();
+        }
+        1
+    });
+    let load = move || {
+        UnixDatagram::unbound().unwrap().send_to(b"mine", &path).unwrap();
+        put(go.as_raw_fd(), b"g").unwrap();
+        assert_eq!(take(go.as_raw_fd(), 1).unwrap(), b"d");
+    };
+    load();
+    stage.serve(move |_| {
+        let [_, user, group] = own_credentials();
+        signed_by(&receive(&log, 10).map_err(text)?, b"mine", own_credentials(), false)?;
+        // Its name is looked at, then it is received.
+        let log_by_name = UnixDatagram::from(log.try_clone().map_err(text)?);
+        let sender = peek_sender(&log_by_name)?;
+        verify!(sender.as_deref() == Some(&*name), "the message is from {sender:?}");
+        let message = receive(&log, 10).map_err(text)?;
+        signed_by(&message, b"child", [child.cast_unsigned(), user, group], false)?;
+        load();
+        Ok(())
+    });
+}
+
+/// The name of the socket that has sent the next message.
+fn peek_sender(socket: &UnixDatagram) -> Result<Option<std::path::PathBuf>, String> {
+    let mut address = [0_u8; 128];
+    let mut length = 128_u32;
+    let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
+    // SAFETY: the places are live and have these lengths.
+    let count = unsafe {
+        let place = address.as_mut_ptr().cast();
+        libc::recvfrom(socket.as_raw_fd(), std::ptr::null_mut(), 0, flags, place, &raw mut length)
+    };
+    check(count).map_err(text)?;
+    let path = address.get(2..length as usize).unwrap_or_default().split(|&byte| byte == 0).next();
+    let path = path.filter(|path| !path.is_empty());
+    Ok(path.map(|path| std::str::from_utf8(path).unwrap_or_default().into()))
+}
+
+/// Messages of a child that has ended since.
+fn ended_sender(stage: Stage) {
+    let [one, two] = pair(libc::SOCK_SEQPACKET);
+    set_option(&two, libc::SO_PASSCRED, 1).unwrap();
+    let child = fork(|| i32::from(send(&one, b"last words", &[one.as_raw_fd()], None).is_err()));
+    assert_eq!(crate::stage::kernel::wait(child).unwrap(), 0);
+    stage.serve_except(&["fd "], move |number| {
+        if number == 1 {
+            return Ok(());
+        }
+        let message = receive(&two, 100).map_err(text)?;
+        verify!(message.bytes == b"last words" && message.descriptors.len() == 1, "{message:?}");
+        Ok(())
+    });
+}
+
+fn sender_ended() -> Outcome {
+    let mut case = Case::new()?;
+    let root = case.start("ended-sender", &[])?;
+    case.ask()?;
+    let image = case.dump(root)?;
+    let ran = case.vckpt(&["restore", path_text(&image), "--detach"])?.good()?;
+    let line = "1 messages have lost their sender's credentials";
+    ensure!(ran.stderr.contains(line), "{}", ran.describe());
+    let root = ran.stdout.trim().parse()?;
+    case.ask()?;
+    case.finish(root)
 }
 
 /// `SO_PEERCRED`, `SO_PEERGROUPS` and the process of `SO_PEERPIDFD`.

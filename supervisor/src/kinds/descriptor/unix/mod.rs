@@ -11,7 +11,8 @@
 //!   nobody is there, that is said before anything is made.
 //! - **Not exact**: who is at the other end or has sent a message, if that process is not in the tree, or is a zombie;
 //!   the name of a sender outside of the tree whose datagram waits; time stamps of datagrams that wait.
-//! - **Not saved**: that a message was looked at before (`SO_PEEK_OFF` passes over an empty one the second time).
+//! - **Not saved**: that a message was looked at before (`SO_PEEK_OFF` passes over an empty one the second time); the
+//!   name of the closed peer of a datagram socket; the mark that an urgent byte leaves which was read.
 //! - **Kernel**: sock_diag(7) tells the peer (`CONFIG_UNIX_DIAG`); `SO_PEEK_OFF` (3.4) shows data without taking it;
 //!   `SIOCUNIXFILE` (4.14) finds files that were moved.
 

@@ -91,13 +91,13 @@ fn observe_one(walk: &Walk<'_>, look: &Look<'_>, opened: &Opened, records: &mut 
     Ok(())
 }
 
-/// What it means that somebody outside of the tree is at the other end, or has made it: only somebody in the tree can
-/// be there.
+/// What it means that somebody who is not in the tree is at the other end, or has made it: only somebody in the tree
+/// can be there.
 fn stranger(frozen: &Frozen, opened: &Opened, peer: &SocketCredentials) -> Option<String> {
     let SocketCredentials { task: None, process, .. } = *peer else { return None };
     Some(format!(
-        "{}: a unix socket tells of process {process} as its peer, which is outside of the tree: it will tell of process \
-         {}, with the same user",
+        "{}: a unix socket tells of process {process} as its peer, which is not in the tree: it will tell of process {}, \
+         with the same user",
         opened.subject, frozen.root
     ))
 }

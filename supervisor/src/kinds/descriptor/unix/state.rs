@@ -81,10 +81,10 @@ impl<'tree> Look<'tree> {
         let peer_name = name(&peer_name).map(Text::from);
         if socket_type == SocketType::Datagram {
             return match (peer, peer_name) {
+                (0, _) => Ok(UnixState::Orphaned),
                 (_, Some(address)) if matches!(address.0.first(), Some(0 | b'/')) => {
                     Ok(UnixState::ConnectedOutside { address, may_be_closed: self.close_external })
                 }
-                (0, _) => Ok(UnixState::Orphaned),
                 (_, name) => self.outside(opened, peer, name, records),
             };
         }
