@@ -4,11 +4,12 @@ use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::time::Duration;
 
 use crate::harness::case::{Case, text as path_text, two_rounds, two_rounds_with};
-use crate::harness::{Outcome, Topic, ensure};
+use crate::harness::{Outcome, Topic, ensure, process};
 use crate::stage::kernel::{check, fork, pipe, put, ready, take};
-use crate::stage::messages::{pair, receive, same, send, set_option};
+use crate::stage::messages::{option, pair, receive, same, send, set_option};
 use crate::stage::{Stage, verify};
 
 pub(crate) const TOPIC: Topic = Topic {
@@ -32,6 +33,7 @@ pub(crate) const TOPIC: Topic = Topic {
         ("senders_that_are_closed", || two_rounds("closed-senders")),
         ("between_processes", || two_rounds("between-two")),
         ("left_running_nothing_is_taken", left_running),
+        ("killed_while_looking", killed),
         ("in_a_connection_not_accepted_yet", never_accepted),
     ],
 };
@@ -69,6 +71,9 @@ fn travel(stage: Stage) {
     let known = load(reader.take().unwrap(), ends.take().unwrap());
     let file = known.0;
     stage.serve(move |_| {
+        let options = [libc::SO_PEEK_OFF, libc::SO_PASSCRED, libc::SO_OOBINLINE];
+        let options = options.map(|name| option(&two, name));
+        verify!(options == [-1, 0, 0], "options of the socket: {options:?}");
         let mut messages = Vec::new();
         for wanted in [&b"first"[..], b"plain", b"pipe", b"three", b"last"] {
             let message = receive(&two, wanted.len()).map_err(text)?;
@@ -374,6 +379,36 @@ fn left_running() -> Outcome {
     }
     std::fs::remove_file(image)?;
     case.ask()?;
+    case.finish(root)
+}
+
+/// Whenever a dump is killed, what it has changed in the sockets is set back.
+fn killed() -> Outcome {
+    let mut case = Case::new()?;
+    let root = case.start("travel", &["1"])?;
+    let image = case.path("killed.vckpt");
+    let pid = root.to_string();
+    let arguments = ["dump", &pid, "-o", path_text(&image), "--leave-running", "--force"];
+    let whole = case.vckpt(&arguments)?.good()?.took;
+    let own = std::process::id().cast_signed();
+    for part in 0..30 {
+        let (supervisor, files) = case.start_vckpt(&arguments)?;
+        // The moment itself is what is tested, so this is a pause and not a wait for something.
+        std::thread::sleep(whole * part / 30);
+        process::signal(supervisor, libc::SIGKILL)?;
+        process::wait_exit(supervisor, Duration::from_secs(10))?;
+        files.iter().for_each(|file| drop(std::fs::remove_file(file)));
+        process::until("what the dump has left to end", Duration::from_secs(10), || {
+            process::reap();
+            (process::children(own) == [root]).then_some(())
+        })?;
+        case.ask()?;
+    }
+    for entry in std::fs::read_dir(&case.folder)?.flatten() {
+        if entry.file_name().to_string_lossy().contains("killed.vckpt") {
+            std::fs::remove_file(entry.path())?;
+        }
+    }
     case.finish(root)
 }
 

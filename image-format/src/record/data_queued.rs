@@ -141,4 +141,19 @@ mod tests {
         assert_eq!(joined, messages);
         assert!(DataQueued::portions(Queue::Pipe(PipeId(1)), false, Vec::new()).is_empty());
     }
+
+    #[test]
+    fn what_can_t_travel_is_refused() {
+        let record = |queue, message: Message| DataQueued { queue, borders: false, messages: vec![message] };
+        let socket = Queue::Socket(SocketId(0));
+        let urgent = |data| Message { urgent: true, ..Message::plain(data) };
+        let with = |count| Message { descriptors: vec![DescriptionId(7); count], ..Message::plain(vec![1]) };
+        assert_eq!(record(socket, urgent(vec![1])).check(), Ok(()));
+        assert!(record(socket, urgent(vec![1, 2])).check().is_err());
+        assert!(record(socket, urgent(Vec::new())).check().is_err());
+        assert_eq!(record(socket, with(253)).check(), Ok(()));
+        assert!(record(socket, with(254)).check().is_err());
+        assert!(record(Queue::Pipe(PipeId(0)), with(1)).check().is_err());
+        assert_eq!(record(socket, with(1)).refers(), [SocketId(0).into(), DescriptionId(7).into()]);
+    }
 }

@@ -104,6 +104,15 @@ pub(crate) fn same(one: i32, other: i32) -> bool {
     unsafe { libc::syscall(libc::SYS_kcmp, libc::getpid(), libc::getpid(), 0, one, other) == 0 }
 }
 
+/// An option of a socket that is an int.
+pub(crate) fn option(socket: &OwnedFd, name: i32) -> i32 {
+    let (mut value, mut length) = (0_i32, 4_u32);
+    let place = (&raw mut value).cast();
+    // SAFETY: a valid place of four bytes.
+    unsafe { libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, name, place, &raw mut length) };
+    value
+}
+
 /// Sets an option of a socket that is an int.
 pub(crate) fn set_option(socket: &OwnedFd, name: i32, value: i32) -> io::Result<()> {
     let place = (&raw const value).cast();

@@ -139,7 +139,7 @@ fn make_as<T>(
     calls: impl FnOnce(&mut Batch) -> T,
 ) -> Result<(T, Outcome, TaskId)> {
     if let Some(who) = who {
-        let told = missing(restoring, who);
+        let told = missing(restoring, who).filter(|line| !restoring.degraded.contains(line));
         restoring.degraded.extend(told);
     }
     let task = task(restoring, who);

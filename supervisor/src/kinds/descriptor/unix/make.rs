@@ -1,5 +1,5 @@
 //! Making unix sockets again, all of an image at once, since they need one another: with their addresses, listening,
-//! connected; what waits in them and their options come [later](super::fill).
+//! connected. What waits in them and their options come later (`fill`).
 
 use super::acting;
 use super::address;
