@@ -19,6 +19,7 @@ pub(crate) const TOPIC: Topic = Topic {
         ("cycles", cycles),
         ("travelling-events", events),
         ("borders", borders),
+        ("many-at-once", many),
         ("closed-senders", closed_senders),
         ("between-two", between_two),
         ("not-accepted", not_accepted),
@@ -29,6 +30,7 @@ pub(crate) const TOPIC: Topic = Topic {
         ("in_packets", || two_rounds_with("travel", &["5"])),
         ("sockets_in_circles", || two_rounds("cycles")),
         ("event_descriptors", || two_rounds("travelling-events")),
+        ("as_many_as_a_message_holds", || two_rounds("many-at-once")),
         ("borders_in_a_stream", || two_rounds("borders")),
         ("senders_that_are_closed", || two_rounds("closed-senders")),
         ("between_processes", || two_rounds("between-two")),
@@ -263,6 +265,33 @@ fn borders(stage: Stage) {
     });
 }
 
+/// Messages with 253 descriptors, the most that the kernel allows, with and without credentials.
+fn many(stage: Stage) {
+    let [reader, writer] = pipe(libc::O_CLOEXEC);
+    let all: Vec<i32> = (0..253).map(|number| if number % 3 == 0 { writer } else { reader }).collect();
+    let pairs = [(1, 0), (5, 1), (2, 0), (1, 1)].map(|(socket_type, signed): (i32, i32)| {
+        let [one, other] = pair(socket_type);
+        set_option(&other, libc::SO_PASSCRED, signed).unwrap();
+        send(&one, b"many", &all, None).unwrap();
+        (one, other)
+    });
+    stage.serve(move |_| {
+        for (one, other) in &pairs {
+            let message = receive(other, 100).map_err(text)?;
+            let found = message.descriptors.iter().zip(&all);
+            let right = found.filter(|(found, wanted)| same(found.as_raw_fd(), **wanted)).count();
+            let count = message.descriptors.len();
+            verify!(
+                (count, right) == (253, 253),
+                "{count} descriptors came, {right} of them are the right ones"
+            );
+            drop(message);
+            send(one, b"many", &all, None).map_err(text)?;
+        }
+        Ok(())
+    });
+}
+
 /// What was sent before the sender was closed or shut down, descriptors and an empty packet among it.
 fn closed_senders(stage: Stage) {
     let [reader, writer] = pipe(libc::O_CLOEXEC);
@@ -391,10 +420,10 @@ fn killed() -> Outcome {
     let arguments = ["dump", &pid, "-o", path_text(&image), "--leave-running", "--force"];
     let whole = case.vckpt(&arguments)?.good()?.took;
     let own = std::process::id().cast_signed();
-    for part in 0..30 {
+    for part in 0..12 {
         let (supervisor, files) = case.start_vckpt(&arguments)?;
         // The moment itself is what is tested, so this is a pause and not a wait for something.
-        std::thread::sleep(whole * part / 30);
+        std::thread::sleep(whole * part / 12);
         process::signal(supervisor, libc::SIGKILL)?;
         process::wait_exit(supervisor, Duration::from_secs(10))?;
         files.iter().for_each(|file| drop(std::fs::remove_file(file)));

@@ -1,7 +1,7 @@
 //! Calls for which the kernel notes who makes them: they are made in the puppet of that process, with its user and
 //! groups.
 
-use super::credentials::missing;
+use super::credentials::{missing, other_user};
 use super::make::failed;
 use crate::error::{Error, Result, code};
 use crate::restoring::Restoring;
@@ -139,8 +139,11 @@ fn make_as<T>(
     calls: impl FnOnce(&mut Batch) -> T,
 ) -> Result<(T, Outcome, TaskId)> {
     if let Some(who) = who {
-        let told = missing(restoring, who).filter(|line| !restoring.degraded.contains(line));
-        restoring.degraded.extend(told);
+        for line in [missing(restoring, who), other_user(who)].into_iter().flatten() {
+            if !restoring.degraded.contains(&line) {
+                restoring.degraded.push(line);
+            }
+        }
     }
     let task = task(restoring, who);
     let mut batch = Batch::new();

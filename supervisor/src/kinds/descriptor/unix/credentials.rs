@@ -60,3 +60,13 @@ pub(super) fn missing(restoring: &Restoring<'_>, who: &SocketCredentials) -> Opt
         restoring.root()
     ))
 }
+
+/// What it means that somebody else was at the other end of a socket than who restores, and only root can be anybody.
+pub(super) fn other_user(who: &SocketCredentials) -> Option<String> {
+    let own = nix::unistd::geteuid().as_raw();
+    let is_other = own != 0 && (who.user, who.group) != (own, nix::unistd::getegid().as_raw());
+    let SocketCredentials { user, group, .. } = who;
+    is_other.then(|| {
+        format!("user {user} of group {group} was at the other end of a unix socket: it tells of user {own}")
+    })
+}

@@ -9,7 +9,11 @@ use crate::stub::batch::{Argument, Batch};
 use crate::sys::message::part;
 use nix::errno::Errno;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use vckpt_image_format::TaskId;
 use vckpt_image_format::record::socket_credentials::SocketCredentials;
+
+/// Most descriptors that travel to a puppet at once.
+const PORTION: usize = 200;
 
 /// Where a message is sent to.
 #[derive(Debug)]
@@ -62,32 +66,22 @@ pub(super) fn send(
 ) -> Result<std::result::Result<(), Errno>> {
     let SocketCredentials { process, user, group, .. } = *message.sender;
     let task = task(restoring, Some(message.sender));
-    let mut batch = Batch::new();
     let mut files = vec![message.from.as_raw_fd()];
     files.extend(message.descriptors.iter().map(AsRawFd::as_raw_fd));
     if let Target::File(file) = message.to {
         files.push(file.as_raw_fd());
     }
-    let arrived: Vec<Argument> = files.into_iter().map(|file| batch.descriptor(file)).collect();
-    // The message names them by number.
-    let numbers = arrived.into_iter().map(|from| {
-        let minimum = libc::F_DUPFD_CLOEXEC;
-        let copy = batch.must("copying a descriptor", libc::SYS_fcntl, [from, minimum.into(), 0_u64.into()]);
-        close(&mut batch, &[from]);
-        copy
-    });
-    let numbers: Vec<_> = numbers.collect();
+    let mut numbers = Vec::new();
+    for portion in files.chunks(PORTION) {
+        numbers.extend(give(restoring, task, portion)?);
+    }
     let length = 4096 + message.data.len();
     let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+    let mut batch = Batch::new();
     let arguments = [0_u64.into(), length.into(), protection.into(), flags.into(), (-1).into(), 0_u64.into()];
     let room = batch.must("mapping room for a message", libc::SYS_mmap, arguments);
-    let outcome = restoring.run(task, &batch)?;
-    let result = |call| outcome.get(call).map_err(|errno| failed("sending a message", errno));
-    let numbers: Vec<u32> = numbers
-        .into_iter()
-        .map(|call| result(call).map(|number| u32::try_from(number).unwrap_or(u32::MAX)))
-        .collect::<Result<_>>()?;
-    let address = result(room)?;
+    let address = restoring.run(task, &batch)?.get(room);
+    let address = address.map_err(|errno| failed("mapping room for a message", errno))?;
     let (from, rest) = numbers.split_first().unwrap_or((&u32::MAX, &[]));
     let (travel, file) = rest.split_at(message.descriptors.len());
     let name = file.first().map_or_else(|| message.to.address(), |&number| by_number(number));
@@ -109,6 +103,24 @@ pub(super) fn send(
         Ok(count) if count != message.data.len() as u64 => Err(Errno::ENOBUFS),
         result => result.map(drop),
     })
+}
+
+/// Gives a puppet copies of descriptors, and their numbers there.
+fn give(restoring: &mut Restoring<'_>, task: TaskId, files: &[i32]) -> Result<Vec<u32>> {
+    let mut batch = Batch::new();
+    let arrived: Vec<Argument> = files.iter().map(|&file| batch.descriptor(file)).collect();
+    let mut copies = Vec::new();
+    for from in arrived {
+        let arguments = [from, libc::F_DUPFD_CLOEXEC.into(), 0_u64.into()];
+        copies.push(batch.must("copying a descriptor", libc::SYS_fcntl, arguments));
+        close(&mut batch, &[from]);
+    }
+    let outcome = restoring.run(task, &batch)?;
+    let number = |call| {
+        let number = outcome.get(call).map_err(|errno| failed("copying a descriptor", errno))?;
+        Ok(u32::try_from(number).unwrap_or(u32::MAX))
+    };
+    copies.into_iter().map(number).collect()
 }
 
 /// A `struct msghdr`, its one part, its control message, its name and its data, as they lie one behind the other at an
