@@ -7,9 +7,8 @@ use super::opened::Opened;
 use crate::error::{Error, Result, code};
 use crate::sys::socket;
 use nix::errno::Errno;
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
+use rustix::net::{RecvAncillaryBuffer, RecvFlags};
 use std::io::IoSliceMut;
-use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd};
 use vckpt_image_format::Text;
 use vckpt_image_format::record::data_queued::Message;
@@ -230,22 +229,22 @@ pub fn give_receive_room_back(made: BorrowedFd<'_>, before: &Room) -> std::resul
 /// A copy of the bytes that wait in a stream.
 ///
 /// # Errors
-/// Descriptors or credentials among them; a queue that can't be read.
+/// A queue that can't be read.
 pub fn waiting_bytes(opened: &Opened, length: usize) -> Result<Vec<Message>> {
     if length == 0 {
         return Ok(Vec::new());
     }
     match peek(opened, length)? {
         Some(message) if message.data.len() == length => Ok(vec![message]),
-        _ => Err(opened.refuse(code::SOCKET_STATE, "data of several senders waits in a socket")),
+        _ => Err(opened.refuse(code::SOCKET_STATE, "a socket does not show all data that waits in it")),
     }
 }
 
-/// A copy of the messages that wait, without taking them. `ends` says that the end of file follows them.
+/// A copy of the messages that wait, without taking them.
 ///
 /// # Errors
-/// Descriptors or credentials among them; a queue that can't be read.
-pub fn waiting_messages(opened: &Opened, ends: bool) -> Result<Vec<Message>> {
+/// A queue that can't be read.
+pub fn waiting_messages(opened: &Opened) -> Result<Vec<Message>> {
     let file = opened.file.as_fd();
     let failed = |errno| opened.failed("looking at what waits in a socket", errno);
     let before = socket::option(file, SOCKET, SO_PEEK_OFF).map_err(failed)?;
@@ -253,7 +252,6 @@ pub fn waiting_messages(opened: &Opened, ends: bool) -> Result<Vec<Message>> {
     let mut messages = Vec::new();
     let result = loop {
         match peek(opened, 0) {
-            Ok(Some(message)) if ends && message.data.is_empty() => break Ok(messages),
             Ok(Some(message)) => messages.push(message),
             Ok(None) => break Ok(messages),
             Err(error) => break Err(error),
@@ -269,43 +267,21 @@ const LONGEST_MESSAGE: usize = 4 << 20;
 /// One message; none if nothing waits. A `length` of 0 stands for a message of any length.
 fn peek(opened: &Opened, length: usize) -> Result<Option<Message>> {
     let mut data = vec![0; if length == 0 { LONGEST_MESSAGE } else { length }];
-    let mut room = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(253), ScmCredentials(1))];
-    let mut ancillary = RecvAncillaryBuffer::new(&mut room);
-    let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+    let mut ancillary = RecvAncillaryBuffer::default();
+    let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
     let received =
         rustix::net::recvmsg(&opened.file, &mut [IoSliceMut::new(&mut data)], &mut ancillary, flags);
     let received = match received {
         Err(rustix::io::Errno::AGAIN | rustix::io::Errno::NOTCONN) => return Ok(None),
         other => other.map_err(|errno| opened.failed("looking at what waits in a socket", errno))?,
     };
-    // Whatever descriptors came along are closed with this.
-    if let Some(message) = ancillary.drain().next() {
-        let word = if matches!(message, RecvAncillaryMessage::ScmRights(_)) {
-            "descriptors travel in a socket"
-        } else {
-            "credentials travel in a socket"
-        };
-        return Err(opened.refuse(code::SOCKET_STATE, word).hint("dump it when the receiver has taken them"));
-    }
     if received.flags.contains(rustix::net::ReturnFlags::TRUNC) {
         return Err(
             opened.refuse(code::SOCKET_STATE, "a message that is longer than 4 MiB waits in a socket")
         );
     }
     data.truncate(received.bytes);
-    let source = received.address.and_then(|address| source(&address));
+    let source = received.address.and_then(|address| std::net::SocketAddr::try_from(address).ok());
+    let source = source.map(|address| Text::from(address.to_string().as_bytes()));
     Ok(Some(Message { source, ..Message::plain(data) }))
-}
-
-/// The name of a sender: as unix sockets have it, or address and port.
-fn source(address: &rustix::net::SocketAddrAny) -> Option<Text> {
-    if let Ok(address) = std::net::SocketAddr::try_from(address.clone()) {
-        return Some(Text::from(address.to_string().as_bytes()));
-    }
-    let address = rustix::net::SocketAddrUnix::try_from(address.clone()).ok()?;
-    match (address.path_bytes(), address.abstract_name()) {
-        (_, Some(name)) => Some(Text([b"\0", name].concat())),
-        (Some(path), None) if !path.is_empty() => Some(Text::from(path.strip_suffix(b"\0").unwrap_or(path))),
-        _ => None,
-    }
 }

@@ -235,7 +235,7 @@ fn datagram_state(opened: &Opened, peer: Option<Address>, records: &mut Records)
         if events.contains(PollFlags::ERR) || socket_type.cast_signed() != libc::SOCK_DGRAM {
             records.degraded.push(format!("{}: packets or errors that wait are not kept", opened.subject));
         } else {
-            let messages = any_socket::waiting_messages(opened, false)?;
+            let messages = any_socket::waiting_messages(opened)?;
             for record in DataQueued::portions(Queue::Socket(identity(opened)), true, messages) {
                 records.push(record);
             }
