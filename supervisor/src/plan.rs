@@ -93,21 +93,23 @@ impl Plan {
 
     /// Gives a socket the addresses that it is to have.
     pub fn map(&self, connection: &mut Connection) {
-        let change = |address: &mut Address| {
-            if let Address::Internet(address) = address
-                && let Some((_, new)) = self.addresses.iter().find(|(old, _)| *old == address.ip())
-            {
-                address.set_ip(*new);
-            }
-        };
         if let Some(local) = &mut connection.local {
-            change(local);
+            self.map_address(local);
         }
         // Peers within the tree move with it.
         if let ConnectionState::Paired { peer, .. } | ConnectionState::Unaccepted { peer, .. } =
             &mut connection.state
         {
-            change(peer);
+            self.map_address(peer);
+        }
+    }
+
+    /// Changes an address to what it is to be.
+    pub fn map_address(&self, address: &mut Address) {
+        if let Address::Internet(address) = address
+            && let Some((_, new)) = self.addresses.iter().find(|(old, _)| *old == address.ip())
+        {
+            address.set_ip(*new);
         }
     }
 

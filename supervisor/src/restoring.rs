@@ -212,10 +212,11 @@ impl<'image> Restoring<'image> {
     /// # Errors
     /// If one is gone.
     pub fn release(&mut self) -> Result<()> {
-        revive::let_go(std::mem::take(&mut self.revived))?;
         if let Some(init) = &mut self.init {
             init.become_init(self.root)?;
         }
+        let lines = revive::let_go(std::mem::take(&mut self.revived))?;
+        self.degraded.extend(lines);
         for puppet in self.puppets.values_mut() {
             match puppet.release() {
                 // From the first one on there is no way back: what ends now ends as what it has become.

@@ -2,13 +2,22 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-/// The address of the peer of the socket with this inode number.
-#[must_use]
-pub fn peer(text: &str, inode: u64) -> Option<SocketAddr> {
-    let inode = inode.to_string();
-    let mut lines = text.lines().skip(1).map(|line| line.split_ascii_whitespace().collect::<Vec<_>>());
-    let words = lines.find(|words| words.get(9) == Some(&inode.as_str()))?;
-    address(words.get(2)?)
+/// A socket's peer, and how many bytes it was given that are not acknowledged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Peer {
+    /// Its address, without a scope.
+    pub address: SocketAddr,
+    /// Bytes; a beginning or an end of the stream counts as one.
+    pub unsent: u32,
+}
+
+/// The peers of all sockets, by their inode numbers.
+pub fn peers(text: &str) -> impl Iterator<Item = (u64, Peer)> {
+    text.lines().skip(1).filter_map(|line| {
+        let words: Vec<&str> = line.split_ascii_whitespace().collect();
+        let unsent = u32::from_str_radix(words.get(4)?.split_once(':')?.0, 16).ok()?;
+        Some((words.get(9)?.parse().ok()?, Peer { address: address(words.get(2)?)?, unsent }))
+    })
 }
 
 /// The words of an address as numbers of this machine, and the port.
@@ -33,8 +42,8 @@ mod tests {
     fn peers_are_found() {
         let text = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n\
             \x20  0: 0100007F:0277 0200007F:1F90 02 00000001:00000000 01:00000064 00000000  0  0 4711 2 0 0 0\n";
-        assert_eq!(peer(text, 4711), Some("127.0.0.2:8080".parse().unwrap()));
-        assert_eq!(peer(text, 4712), None);
+        let found = Peer { address: "127.0.0.2:8080".parse().unwrap(), unsent: 1 };
+        assert_eq!(peers(text).collect::<Vec<_>>(), [(4711, found)]);
         assert_eq!(address("00000000000000000000000001000000:0050"), Some("[::1]:80".parse().unwrap()));
     }
 }

@@ -94,7 +94,9 @@ fn ordered(kind: Compare, first: (i32, i32), second: (i32, i32)) -> Result<std::
     Ok(match Errno::result(result)? {
         0 => std::cmp::Ordering::Equal,
         1 => std::cmp::Ordering::Less,
-        _ => std::cmp::Ordering::Greater,
+        2 => std::cmp::Ordering::Greater,
+        // Unequal, without an order.
+        _ => return Err(Errno::EINVAL),
     })
 }
 

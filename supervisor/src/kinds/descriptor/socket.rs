@@ -126,10 +126,11 @@ pub fn filter(opened: &Opened) -> Result<Option<PacketFilter>> {
         }
         // Families without filters.
         Err(Errno::ENOPROTOOPT | Errno::EOPNOTSUPP) => Ok(None),
-        Err(_) => Err(opened.refuse(
+        Err(Errno::EACCES) => Err(opened.refuse(
             code::DESCRIPTOR_KIND,
             "a socket with an eBPF filter, which the kernel does not give out",
         )),
+        Err(errno) => Err(opened.failed("asking for the filter of a socket", errno)),
     }
 }
 

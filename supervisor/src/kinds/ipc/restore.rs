@@ -52,6 +52,10 @@ struct SetTunables {
 impl Action for SetTunables {
     fn act(&self, restoring: &mut Restoring<'_>) -> Result<()> {
         let found = tunables::read(|batch| restoring.run(self.root, batch))?;
+        if found.is_empty() && !self.tunables.is_empty() {
+            let line = "the limits of the IPC namespace can't be set: the tree has no /proc";
+            restoring.degraded.push(line.to_owned());
+        }
         let batch = tunables::write(&self.tunables, &found);
         restoring.run(self.root, &batch).map(drop)
     }

@@ -4,24 +4,8 @@
 use crate::error::Result;
 use crate::stub::batch::{Batch, Outcome};
 use vckpt_image_format::Text;
-use vckpt_image_format::record::ipc_namespace::Tunable;
+use vckpt_image_format::record::ipc_namespace::{TUNABLES, Tunable};
 
-const NAMES: [&str; 12] = [
-    "kernel/msgmax",
-    "kernel/msgmnb",
-    "kernel/msgmni",
-    "kernel/sem",
-    "kernel/shmmax",
-    "kernel/shmall",
-    "kernel/shmmni",
-    "kernel/shm_rmid_forced",
-    "fs/mqueue/queues_max",
-    "fs/mqueue/msg_max",
-    "fs/mqueue/msgsize_max",
-    "fs/mqueue/msg_default",
-];
-/// The last one; a batch has room for a certain number of calls.
-const LAST: &str = "fs/mqueue/msgsize_default";
 /// Bytes of the longest text: `sem` has four numbers.
 const LONGEST: usize = 100;
 
@@ -31,10 +15,11 @@ const LONGEST: usize = 100;
 /// Those of the calls as a whole; a file that is not there is left out.
 pub(super) fn read(mut run: impl FnMut(&Batch) -> Result<Outcome>) -> Result<Vec<Tunable>> {
     let mut found = Vec::new();
-    for name in NAMES.into_iter().chain([LAST]) {
+    for name in TUNABLES {
         let mut batch = Batch::new();
         let path = batch.data(path(name.as_bytes()).as_slice());
-        let flags = (libc::O_RDONLY | libc::O_CLOEXEC).into();
+        // Whatever it is that the target has at that path, opening it must not wait.
+        let flags = (libc::O_RDONLY | libc::O_CLOEXEC | libc::O_NONBLOCK).into();
         let file = batch.call(
             "opening a limit of an IPC namespace",
             libc::SYS_openat,
@@ -52,10 +37,13 @@ pub(super) fn read(mut run: impl FnMut(&Batch) -> Result<Outcome>) -> Result<Vec
     Ok(found)
 }
 
-/// Writes those that are not as they were.
+/// Writes those that are not as they were, as far as they can be read.
 pub(super) fn write(wanted: &[Tunable], found: &[Tunable]) -> Batch {
     let mut batch = Batch::new();
-    for tunable in wanted.iter().filter(|tunable| !found.contains(tunable)) {
+    let differs = |tunable: &&Tunable| {
+        found.iter().any(|found| found.name == tunable.name && found.value != tunable.value)
+    };
+    for tunable in wanted.iter().filter(differs) {
         let path = batch.data(path(&tunable.name.0).as_slice());
         let flags = (libc::O_WRONLY | libc::O_CLOEXEC).into();
         let arguments = [libc::AT_FDCWD.into(), path.into(), flags, 0.into()];

@@ -44,6 +44,12 @@ pub(super) struct FillAll {
 impl Action for FillAll {
     fn act(&self, restoring: &mut Restoring<'_>) -> Result<()> {
         for fill in &self.fills {
+            if fill.to.filter.is_some()
+                && let Some(made) = restoring.descriptions.get(&fill.to.description.id)
+            {
+                // It lets nothing in yet.
+                let _ = socket::set_filter(made.as_fd(), &super::reception::EVERYTHING);
+            }
             let mut lost = 0;
             for message in fill.messages.iter().flat_map(|record| &record.messages) {
                 lost += usize::from(self.send(restoring, &fill.to, message).is_err());

@@ -11,10 +11,11 @@
 //!   sockets; netlink sockets with messages.
 //! - **Not exact**: Multipath TCP, of which listeners become such of TCP; the address of the peer of a connection that is over; which error it failed with, since asking for it
 //!   would take it away; packets that wait in raw sockets; errors that wait in UDP sockets.
-//! - **Not saved**: urgent data, data out of order (the peer sends it again).
+//! - **Not saved**: the mark of urgent data that is read in line, data out of order (the peer sends it again).
 //! - **Kernel**: `TCP_REPAIR` and nf_tables with owned tables (5.12) for peers outside; `TCP_INFO` tells the state, and of
 //!   a listener the backlog; `IP_LOCAL_PORT_RANGE` (6.3) for ports that other connections share.
 
+mod around;
 mod connecting;
 mod datagrams;
 pub mod ends;
@@ -29,6 +30,7 @@ pub mod restore;
 pub mod revive;
 mod segment;
 pub mod stream;
+mod urgent;
 
 use super::all;
 use super::opened::Opened;
@@ -40,7 +42,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::AsFd;
-use vckpt_image_format::record::connection::{Address, Connection, ConnectionState};
+use vckpt_image_format::record::connection::{Address, Connection, ConnectionState, Stream};
 use vckpt_image_format::record::socket_option::SocketOption;
 use vckpt_image_format::{Image, Record};
 
@@ -82,7 +84,13 @@ pub fn check(image: &Image, plan: &Plan) -> Result<()> {
     let mut known = HashSet::new();
     for mut connection in all::<Connection>(image)? {
         plan.map(&mut connection);
-        if matches!(connection.state, ConnectionState::Established { .. }) && !repair::is_permitted() {
+        let (lives, has_ended) =
+            if let ConnectionState::Established { stream: Stream { ended, .. }, .. } = connection.state {
+                (!ended, ended)
+            } else {
+                (false, false)
+            };
+        if lives && !repair::is_permitted() {
             let what = "making a TCP connection again whose peer is outside";
             let error = Error::new(code::PRIVILEGE, what).because("this needs CAP_NET_ADMIN");
             problems.push(error.about(Subject::path(connection.name())));
@@ -92,13 +100,14 @@ pub fn check(image: &Image, plan: &Plan) -> Result<()> {
             problems.take(found.map_err(|error| error.about(Subject::path(connection.name()))));
         }
         let Some(Address::Internet(local)) = connection.local else { continue };
-        // Those that are over get another address; some are had although this host has them not.
+        // Those that are over, or that the peer has ended, may get another address; some are had although this host has them not.
         let is_free = [(libc::IPPROTO_IP, libc::IP_FREEBIND), (libc::IPPROTO_IP, libc::IP_TRANSPARENT)];
         let is_free = |option: &SocketOption| {
             is_free.contains(&(option.level.cast_signed(), option.name.cast_signed()))
                 && option.value.iter().any(|&byte| byte != 0)
         };
         if matches!(connection.state, ConnectionState::Over { .. })
+            || has_ended
             || connection.options.iter().any(is_free)
             || !known.insert(local.ip())
         {

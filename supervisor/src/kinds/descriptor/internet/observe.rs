@@ -1,9 +1,9 @@
 //! Looking at sockets of the internet protocols.
 
+use super::around::Around;
 use super::ends::state;
 use super::options::{BEFORE_BIND, NETLINK_OPTIONS, OPTIONS};
 use super::parse_address;
-use super::reception::Groups;
 use super::stream::Streams;
 use crate::error::{Problems, Result, code};
 use crate::kinds::descriptor::opened::{Opened, Walk};
@@ -12,13 +12,9 @@ use crate::records::Records;
 use crate::sys::socket;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::os::fd::AsFd;
-use std::time::{Duration, Instant};
 use vckpt_image_format::SocketId;
 use vckpt_image_format::record::connection::{Address, Connection, ConnectionState, Ending};
 use vckpt_image_format::record::data_queued::{DataQueued, Queue};
-
-/// How long packets may be on their way out.
-const UNDER_WAY: Duration = Duration::from_millis(100);
 
 /// Offsets in `struct tcp_info` of what means, for a listener: connections that wait, how many may.
 const TCP_INFO_WAITING: usize = 24;
@@ -32,9 +28,9 @@ pub fn observe(_walk: &Walk<'_>, opened: &[&Opened], records: &mut Records) -> R
     let mut problems = Problems::new();
     let (streams, hold) = Streams::find(opened, records.close_connections)?;
     records.hold = hold;
-    let groups = Groups::read()?;
+    let around = Around::look()?;
     for opened in opened {
-        if let Some(record) = problems.take(connection(opened, &streams, &groups, records)) {
+        if let Some(record) = problems.take(connection(opened, &streams, &around, records)) {
             records.push(record);
         }
     }
@@ -44,7 +40,7 @@ pub fn observe(_walk: &Walk<'_>, opened: &[&Opened], records: &mut Records) -> R
 fn connection(
     opened: &Opened,
     streams: &Streams<'_>,
-    groups: &Groups,
+    around: &Around,
     records: &mut Records,
 ) -> Result<Connection> {
     let file = opened.file.as_fd();
@@ -64,9 +60,9 @@ fn connection(
     let state = match (family.cast_signed(), protocol.cast_signed()) {
         (libc::AF_NETLINK, _) => netlink_state(opened)?,
         (_, libc::IPPROTO_TCP | any_socket::IPPROTO_MPTCP) => {
-            tcp_state(opened, local, peer, streams, records)?
+            tcp_state(opened, local, peer, streams, around, records)?
         }
-        _ => datagram_state(opened, peer, records)?,
+        _ => datagram_state(opened, peer, around, records)?,
     };
     let levels = |options: &[(i32, i32)]| -> Vec<(u32, i32)> {
         options.iter().map(|&(level, name)| (level.cast_unsigned(), name)).collect()
@@ -83,7 +79,7 @@ fn connection(
     }
     // TCP has no groups, and netlink says its own with its address.
     let is_datagram = family.cast_signed() != libc::AF_NETLINK && protocol.cast_signed() != libc::IPPROTO_TCP;
-    let memberships = if is_datagram { groups.joined(opened)? } else { Vec::new() };
+    let memberships = if is_datagram { around.groups.joined(opened)? } else { Vec::new() };
     Ok(Connection {
         id: identity(opened),
         description: opened.description.clone(),
@@ -129,6 +125,7 @@ fn tcp_state(
     local: Option<Address>,
     peer: Option<Address>,
     streams: &Streams<'_>,
+    around: &Around,
     records: &mut Records,
 ) -> Result<ConnectionState> {
     if let Some(found) = streams.look(opened, local, peer, records.hold.as_ref())? {
@@ -166,7 +163,7 @@ fn tcp_state(
             }
             Ok(ConnectionState::Listening { backlog: number(TCP_INFO_BACKLOG) })
         }
-        Some(&state::CONNECTING) => Ok(ConnectionState::Connecting { peer: sought(opened)? }),
+        Some(&state::CONNECTING) => Ok(ConnectionState::Connecting { peer: around.sought(opened, local)? }),
         // What is left are connections that the user gives up.
         Some(&(state::ESTABLISHED | state::FIN_WAIT_1 | state::FIN_WAIT_2)) if records.close_connections => {
             over(opened, Ending::PeerClosed, peer, records)
@@ -178,19 +175,6 @@ fn tcp_state(
             Err(opened.refuse(code::SOCKET_STATE, what))
         }
     }
-}
-
-/// With whom a connection is being made: getpeername(2) does not tell that yet.
-fn sought(opened: &Opened) -> Result<Address> {
-    let find = |name: &str| {
-        let text = std::fs::read_to_string(format!("/proc/thread-self/net/{name}")).ok()?;
-        crate::proc::net::peer(&text, opened.status.st_ino)
-    };
-    let found = find("tcp").or_else(|| find("tcp6"));
-    found.map(Address::Internet).ok_or_else(|| {
-        let what = "a TCP connection that is being made, of which the kernel does not tell with whom";
-        opened.refuse(code::SOCKET_STATE, what).hint("try again when it is made or has failed")
-    })
 }
 
 /// How the connection of a socket in state `CLOSE` ended, if it ever had one. Asking for the error would take it away.
@@ -223,8 +207,13 @@ fn over(
 }
 
 /// The state of a datagram socket, and what waits in it.
-fn datagram_state(opened: &Opened, peer: Option<Address>, records: &mut Records) -> Result<ConnectionState> {
-    refuse_unfinished(opened)?;
+fn datagram_state(
+    opened: &Opened,
+    peer: Option<Address>,
+    around: &Around,
+    records: &mut Records,
+) -> Result<ConnectionState> {
+    around.refuse_unfinished(opened)?;
     let mut polled = [PollFd::new(&opened.file, PollFlags::IN)];
     let polls = poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
     let events = polled[0].revents();
@@ -242,21 +231,6 @@ fn datagram_state(opened: &Opened, peer: Option<Address>, records: &mut Records)
         }
     }
     Ok(peer.map_or(ConnectionState::Unconnected, |peer| ConnectionState::FixedPeer { peer }))
-}
-
-/// Refuses a datagram that is being put together (`MSG_MORE`, `UDP_CORK`): the kernel does not give it out. What is on its way
-/// through a network interface counts as well, and has a moment for it.
-fn refuse_unfinished(opened: &Opened) -> Result<()> {
-    let begin = Instant::now();
-    while socket::unacknowledged(opened.file.as_fd()).is_ok_and(|bytes| bytes > 0) {
-        if begin.elapsed() > UNDER_WAY {
-            let what = "a datagram that is being put together (MSG_MORE or UDP_CORK)";
-            let error = opened.refuse(code::SOCKET_STATE, what);
-            return Err(error.hint("try again when the program has sent it"));
-        }
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    Ok(())
 }
 
 /// A netlink socket must have nothing to be read.

@@ -7,7 +7,7 @@ use super::ends::internet;
 use super::{format_address, parse_address};
 use crate::error::{Error, Result, Subject, code};
 use crate::kinds::descriptor::opened::Opened;
-use crate::kinds::descriptor::socket as any_socket;
+use crate::kinds::descriptor::socket::{self as any_socket, SOCKET};
 use crate::plan::Action;
 use crate::restoring::Restoring;
 use crate::sys::socket;
@@ -19,7 +19,12 @@ use vckpt_image_format::record::connection::{Address, Connection};
 use vckpt_image_format::record::reception::Membership;
 use vckpt_image_format::{Record, Text};
 
+/// Filters of one instruction: `ret #0`, and `ret` with the highest length.
+pub(super) const NOTHING: [u8; 8] = [6, 0, 0, 0, 0, 0, 0, 0];
+pub(super) const EVERYTHING: [u8; 8] = [6, 0, 0, 0, 0xff, 0xff, 0xff, 0xff];
+
 const JOIN: u32 = 42;
+const JOIN_SOURCE: u32 = 46;
 const SOURCES: u32 = 48;
 /// `struct sockaddr_storage`.
 const ROOM: usize = 128;
@@ -57,10 +62,12 @@ impl Groups {
     /// Those that a socket has joined.
     ///
     /// # Errors
-    /// [`code::DESCRIPTOR_OBSERVE`] if the kernel does not tell.
+    /// [`code::PROC`] if the kernel does not tell.
     pub fn joined(&self, opened: &Opened) -> Result<Vec<Membership>> {
         let mut joined = Vec::new();
-        for (index, interface, group) in &self.0 {
+        let domain = socket::number_option(opened.file.as_fd(), SOCKET, libc::SO_DOMAIN.cast_unsigned());
+        let is_four = domain == Ok(libc::AF_INET.cast_unsigned());
+        for (index, interface, group) in self.0.iter().filter(|(.., group)| group.is_ipv4() || !is_four) {
             let asked = sources(opened.file.as_fd(), *index, *group);
             match asked {
                 Ok((excludes, sources)) => {
@@ -165,17 +172,23 @@ pub fn join(made: BorrowedFd<'_>, memberships: &[Membership]) -> Result<()> {
         let index = interface(membership)?;
         let Membership { group, excludes, sources, .. } = membership;
         let request = request(index, *group);
-        let joined = socket::set_option(made, level(*group), JOIN, &request).and_then(|()| {
-            if *excludes && sources.is_empty() {
-                return Ok(());
-            }
-            let count = u32::try_from(sources.len()).map_err(|_| Errno::EINVAL)?;
-            let mut filter = request.clone();
-            filter.extend(u32::from(!excludes).to_ne_bytes());
-            filter.extend(count.to_ne_bytes());
-            sources.iter().for_each(|&source| filter.extend(storage(source)));
-            socket::set_option(made, level(*group), SOURCES, &filter)
-        });
+        let level = level(*group);
+        let join = |request: &[u8]| socket::set_option(made, level, JOIN, request);
+        let joined = match (excludes, sources.as_slice()) {
+            (true, []) => join(&request),
+            (false, [_, ..]) => sources.iter().try_for_each(|&source| {
+                let request = [&request[..], &storage(source)].concat();
+                socket::set_option(made, level, JOIN_SOURCE, &request)
+            }),
+            (_, sources) => join(&request).and_then(|()| {
+                let count = u32::try_from(sources.len()).map_err(|_| Errno::EINVAL)?;
+                let mut filter = request.clone();
+                filter.extend(u32::from(!excludes).to_ne_bytes());
+                filter.extend(count.to_ne_bytes());
+                sources.iter().for_each(|&source| filter.extend(storage(source)));
+                socket::set_option(made, level, SOURCES, &filter)
+            }),
+        };
         joined.map_err(|errno| {
             Error::system(code::DESCRIPTOR_RESTORE, format!("joining the multicast group {group}"), errno)
         })?;

@@ -2,7 +2,7 @@
 
 use super::connecting::MakeConnecting;
 use super::datagrams::{FillAll, FillDatagrams};
-use super::ends::internet;
+use super::ends::{internet, plain};
 use super::format_address;
 use super::options::BEFORE_BIND;
 use super::over::{MakeOver, SetReuse};
@@ -19,6 +19,7 @@ use crate::sys::socket;
 use nix::errno::Errno;
 use rustix::net::{AddressFamily, Protocol, SocketFlags, SocketType};
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::os::fd::{AsFd, OwnedFd};
 use vckpt_image_format::record::Record;
@@ -37,6 +38,7 @@ const SO_REUSEADDR: u32 = libc::SO_REUSEADDR.cast_unsigned();
 pub fn plan(image: &Image, plan: &mut Plan) -> Result<()> {
     let mut connections = all::<Connection>(image)?;
     connections.iter_mut().for_each(|connection| plan.map(connection));
+    map_sought(&mut connections, plan);
     let mut queues: HashMap<Queue, Vec<DataQueued>> = HashMap::new();
     for record in all::<DataQueued>(image)? {
         queues.entry(record.queue).or_default().push(record);
@@ -46,7 +48,8 @@ pub fn plan(image: &Image, plan: &mut Plan) -> Result<()> {
         (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let (mut reused, mut fills, mut filters) = (Vec::new(), Vec::new(), Vec::new());
     for connection in connections {
-        if connection.filter.is_some() {
+        // Those with a peer outside get theirs when they are let go.
+        if connection.filter.is_some() && !matches!(connection.state, ConnectionState::Established { .. }) {
             filters.push(AttachFilter(connection.clone()));
         }
         match connection.state {
@@ -62,7 +65,8 @@ pub fn plan(image: &Image, plan: &mut Plan) -> Result<()> {
             }
             ConnectionState::Established { stream, .. } => {
                 let (received, sent) = (take(Queue::Socket(connection.id)), take(Queue::Sent(connection.id)));
-                plan.action(Stage::Descriptors, MakeStream { connection, stream, received, sent });
+                let holders = Holders::of(image)?;
+                plan.action(Stage::Descriptors, MakeStream { connection, stream, received, sent, holders });
             }
             ConnectionState::Unaccepted { .. } => {
                 reused.push(SetReuse(connection.clone()));
@@ -107,6 +111,29 @@ pub fn plan(image: &Image, plan: &mut Plan) -> Result<()> {
         plan.action(Stage::Descriptors, filter);
     }
     Ok(())
+}
+
+/// Who connects with a listener of the tree finds it where that is now.
+fn map_sought(connections: &mut [Connection], plan: &Plan) {
+    let listening = |connection: &Connection| {
+        let listens = matches!(connection.state, ConnectionState::Listening { .. });
+        internet(connection.local).filter(|_| listens)
+    };
+    let listeners: Vec<SocketAddr> = connections.iter().filter_map(listening).collect();
+    for connection in connections {
+        let ConnectionState::Connecting { peer } = &mut connection.state else { continue };
+        let mut there = *peer;
+        plan.map_address(&mut there);
+        let is_ours = |at: &SocketAddr| {
+            internet(Some(there)).is_some_and(|there| {
+                at.port() == there.port()
+                    && (at.ip().is_unspecified() || plain(*at).ip() == plain(there).ip())
+            })
+        };
+        if listeners.iter().any(is_ours) {
+            *peer = there;
+        }
+    }
 }
 
 /// Brings the ends together: first the one that connects. The other one is at a port at which somebody listens, if
@@ -160,7 +187,8 @@ fn errno(errno: rustix::io::Errno) -> Errno {
 
 impl MakeSocket {
     fn make(&self) -> Result<OwnedFd> {
-        let Connection { family, socket_type, protocol, local, state, options, memberships, .. } = &self.0;
+        let Connection { family, socket_type, protocol, local, state, options, memberships, filter, .. } =
+            &self.0;
         let protocol = NonZeroU32::new(*protocol).map(Protocol::from_raw);
         let family = AddressFamily::from_raw(u16::try_from(*family).unwrap_or(u16::MAX));
         let made = rustix::net::socket_with(
@@ -176,6 +204,11 @@ impl MakeSocket {
         };
         let early: Vec<SocketOption> = options.iter().filter(is_early).cloned().collect();
         any_socket::set_options(made.as_fd(), &early)?;
+        // Before anything can come in. What waited has passed already, and the one that it had comes when that is there.
+        if filter.is_some() {
+            socket::set_filter(made.as_fd(), &reception::NOTHING)
+                .map_err(|errno| failed("closing a socket to packets", errno))?;
+        }
         if let Some(local) = local {
             self.bind(&made, local)?;
         }

@@ -3,12 +3,13 @@
 //! tried again.
 
 use super::ends::internet;
-use super::over::{REUSE, split, wait};
+use super::over::{MakeOver, REUSE, split, wait};
 use super::pair::{bound_as_it_is, shut};
 use super::repair::{self, Side};
-use super::segment::EndOfStream;
+use super::segment::{self, EndOfStream};
 use super::{format_address, hold};
 use crate::error::{Error, Result, Subject, code};
+use crate::kinds::descriptor::holders::Holders;
 use crate::kinds::descriptor::{restore, socket as any_socket, socket::SOCKET};
 use crate::plan::Action;
 use crate::restoring::Restoring;
@@ -19,7 +20,7 @@ use rustix::event::PollFlags;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use vckpt_image_format::Record;
-use vckpt_image_format::record::connection::{Address, Connection, Stream};
+use vckpt_image_format::record::connection::{Address, Connection, Ending, Stream};
 use vckpt_image_format::record::data_queued::DataQueued;
 
 /// Makes a connection.
@@ -33,6 +34,8 @@ pub struct MakeStream {
     pub received: Vec<DataQueued>,
     /// What it has sent, or will send.
     pub sent: Vec<DataQueued>,
+    /// Who has it.
+    pub holders: Holders,
 }
 
 /// A connection that was made and is still in the repair mode.
@@ -57,6 +60,9 @@ impl Action for MakeStream {
             };
             about(Error::system(code, "making a TCP connection again", error))
         };
+        if self.stream.ended && !segment::can_be_sent_to(self.connection.local) {
+            return self.make_over(restoring);
+        }
         let revived = self.make().map_err(failed)?;
         let made = revived.socket.try_clone().map_err(failed)?;
         any_socket::set_options(made.as_fd(), &split(&self.connection.options).0).map_err(about)?;
@@ -70,6 +76,18 @@ fn bytes(records: &[DataQueued]) -> Vec<u8> {
 }
 
 impl MakeStream {
+    /// Makes one that the peer has ended anew with another peer: without rights, or where its address is not ours.
+    fn make_over(&self, restoring: &mut Restoring<'_>) -> Result<()> {
+        let sent: usize = bytes(&self.sent).len();
+        if sent > 0 {
+            let name = self.connection.name();
+            restoring.degraded.push(format!("{name}: {sent} bytes that were not sent yet are lost"));
+        }
+        let ending = if self.stream.shut & 2 == 0 { Ending::PeerClosed } else { Ending::Closed };
+        let (connection, data) = (self.connection.clone(), self.received.clone());
+        MakeOver { connection, ending, data, holders: self.holders.clone() }.act(restoring)
+    }
+
     fn make(&self) -> io::Result<Revived> {
         let stream = &self.stream;
         let (received, mut sent) = (bytes(&self.received), bytes(&self.sent));
@@ -93,11 +111,12 @@ impl MakeStream {
     }
 }
 
-/// Lets connections go: their packets come and go again.
+/// Lets connections go: their packets come and go again. What can go wrong with one from here on is what the program
+/// would have met without the restore too, such as a peer that is gone; it gives a line, and the others go on.
 ///
 /// # Errors
 /// [`code::DESCRIPTOR_RESTORE`] with the kernel's reason.
-pub fn let_go(revived: Vec<Revived>) -> Result<()> {
+pub fn let_go(revived: Vec<Revived>) -> Result<Vec<String>> {
     let mut locks: Vec<u64> = revived.iter().map(|revived| revived.stream.lock).collect();
     locks.sort_unstable();
     locks.dedup();
@@ -110,13 +129,14 @@ pub fn let_go(revived: Vec<Revived>) -> Result<()> {
             Err(errno) => return Err(failed("letting the packets of TCP connections through", errno)),
         }
     }
+    let mut lines = Vec::new();
     for revived in revived {
-        let about = Subject::path(revived.connection.name());
-        revived.let_go().map_err(|error| {
-            Error::system(code::DESCRIPTOR_RESTORE, "letting a TCP connection go on", error).about(about)
-        })?;
+        let name = revived.connection.name();
+        if let Err(error) = revived.let_go() {
+            lines.push(format!("{name}: it does not go on as it was: {error}"));
+        }
     }
-    Ok(())
+    Ok(lines)
 }
 
 impl Revived {
@@ -141,6 +161,10 @@ impl Revived {
         }
         if self.stream.ended {
             self.end()?;
+        }
+        // Not before: the end is a packet too.
+        if let Some(filter) = &self.connection.filter {
+            any_socket::set_filter(file, filter).map_err(|error| io::Error::other(error.to_string()))?;
         }
         shut(&self.socket, &self.connection)?;
         any_socket::give_room_back(file, &self.room)?;

@@ -14,8 +14,21 @@ use vckpt_image_format::record::connection::Address;
 /// `IPPROTO_RAW`: packets come with their header.
 const RAW: u32 = libc::IPPROTO_RAW.cast_unsigned();
 const TCP: u8 = 6;
+/// The highest time to live: a socket may ask for one (`IP_MINTTL`).
+const FAR: u8 = 255;
 const END: u8 = 0x01;
 const ACKNOWLEDGES: u8 = 0x10;
+
+/// Whether one may send such a segment, and the address is one of this host: it must not leave it.
+pub(super) fn can_be_sent_to(local: Option<Address>) -> bool {
+    let protocol = NonZeroU32::new(RAW).map(Protocol::from_raw);
+    let raw = rustix::net::socket_with(AddressFamily::INET, SocketType::RAW, SocketFlags::CLOEXEC, protocol);
+    let is_here = |local: Address| match local {
+        Address::Internet(address) => super::has_address(address).is_ok(),
+        Address::Netlink { .. } => false,
+    };
+    raw.is_ok() && super::repair::is_permitted() && local.is_some_and(is_here)
+}
 
 /// The end of a stream.
 #[derive(Debug, Clone, Copy)]
@@ -39,11 +52,17 @@ impl EndOfStream {
     /// `EPERM` without `CAP_NET_RAW`; see raw(7).
     pub(super) fn send(self) -> Result<(), Errno> {
         let to = plain(self.to);
+        if to.is_ipv4() != plain(self.from).is_ipv4() {
+            return Err(Errno::EINVAL);
+        }
         let family = if to.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
         let protocol = NonZeroU32::new(RAW).map(Protocol::from_raw);
         let sender = rustix::net::socket_with(family, SocketType::RAW, SocketFlags::CLOEXEC, protocol)
             .map_err(|errno| Errno::from_raw(errno.raw_os_error()))?;
-        let address = format_address(&Address::Internet(SocketAddr::new(to.ip(), 0)));
+        // With its scope, by which a link is chosen; raw sockets have no port.
+        let mut address = if to.is_ipv4() { to } else { self.to };
+        address.set_port(0);
+        let address = format_address(&Address::Internet(address));
         socket::send(sender.as_fd(), &self.packet(), &address).map(drop)
     }
 
@@ -70,9 +89,9 @@ impl EndOfStream {
         }
         // The kernel fills in the identification and the checksum of IPv4.
         let header = if to.is_ipv4() {
-            [0x45, 0, 0, 20 + length, 0, 0, 0x40, 0, 64, TCP, 0, 0].to_vec()
+            [0x45, 0, 0, 20 + length, 0, 0, 0x40, 0, FAR, TCP, 0, 0].to_vec()
         } else {
-            [0x60, 0, 0, 0, 0, length, TCP, 64].to_vec()
+            [0x60, 0, 0, 0, 0, length, TCP, FAR].to_vec()
         };
         [header, addresses, segment].concat()
     }

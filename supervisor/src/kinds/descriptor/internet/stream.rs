@@ -4,6 +4,7 @@ use super::ends::{Ends, ended, internet, of_family, tcp_state};
 use super::hold::Hold;
 use super::observe::identity;
 use super::repair::{self, Side};
+use super::urgent;
 use crate::error::{Problems, Result, code};
 use crate::kinds::descriptor::opened::Opened;
 use crate::sys::sock_diag::SocketDiagnosis;
@@ -115,7 +116,7 @@ impl<'tree> Streams<'tree> {
     ) -> Result<Option<Found>> {
         let (Some(own), Some(at)) = (internet(own), internet(peer)) else { return Ok(None) };
         let Some((sent_end, got_end)) = tcp_state(opened).and_then(ended) else { return Ok(None) };
-        self.refuse_urgent(opened, (own, at), got_end)?;
+        urgent::refuse(self.diagnosis.as_ref(), opened, (own, at), got_end)?;
         let peer = Address::Internet(at);
         let id = identity(opened);
         let shut =
@@ -146,33 +147,6 @@ impl<'tree> Streams<'tree> {
             return Ok(Some(Found { state, queued: all }));
         }
         Ok(None)
-    }
-
-    /// Refuses urgent data, at which reading stops: the kernel counts less to be read than there is.
-    fn refuse_urgent(&self, opened: &Opened, between: (SocketAddr, SocketAddr), got_end: bool) -> Result<()> {
-        let (Some(diagnosis), (own, peer)) = (&self.diagnosis, between) else { return Ok(()) };
-        let failed = |errno| opened.failed("asking what waits in a TCP connection", errno);
-        let (level, name) = (libc::SOL_SOCKET.cast_unsigned(), libc::SO_DOMAIN.cast_unsigned());
-        let family = socket::number_option(opened.file.as_fd(), level, name).map_err(failed)?;
-        let readable = || {
-            rustix::io::ioctl_fionread(&opened.file)
-                .map_err(|errno| failed(Errno::from_raw(errno.raw_os_error())))
-        };
-        loop {
-            let before = readable()?;
-            let Ok((waits, _)) = diagnosis.connection(of_family(own, family), of_family(peer, family)) else {
-                return Ok(());
-            };
-            if readable()? != before {
-                continue;
-            }
-            if before == u64::from(waits.saturating_sub(u32::from(got_end))) {
-                return Ok(());
-            }
-            let what = format!("urgent data waits in a TCP connection from {own} to {peer}");
-            let error = opened.refuse(code::SOCKET_STATE, what);
-            return Err(error.hint("try again when the program has read it"));
-        }
     }
 
     /// What one end was sent and has not read, wherever it is.
