@@ -215,7 +215,12 @@ impl Search {
         let subject = carrier.clone().with_path(Text::from(key.0.clone()));
         let description = DescriptionId(u32::try_from(self.opened.len()).unwrap_or(u32::MAX));
         self.locks.extend(info.locks.iter().map(|&line| SeenLock { holder, description, line }));
-        self.add(frozen, key, copy, Opening { holder, rank, info, subject })?;
+        let place = self.add(frozen, key, copy, Opening { holder, rank, info, subject })?;
+        let opened = &self.opened[place];
+        if io_uring::claims(opened) {
+            // Kernels from 6.7 on don't let them travel.
+            return Err(opened.refuse(code::DESCRIPTOR_KIND, "an io_uring that only travels in a socket"));
+        }
         Ok(description)
     }
 
