@@ -95,6 +95,11 @@ fn daemons(stage: Stage) {
     for place in 0..2 {
         fork(|| {
             loop {
+                // No more orphans than are waited for, also when this process stands still.
+                while counters[7].load(ORDER) > 8 + (counters[4].load(ORDER) + counters[5].load(ORDER)) / 2 {
+                    std::thread::yield_now();
+                }
+                counters[7].fetch_add(1, ORDER);
                 let first = fork(|| {
                     // SAFETY: plain integers.
                     unsafe { libc::setsid() };
