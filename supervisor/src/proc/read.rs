@@ -68,6 +68,13 @@ pub fn numbers(pid: i32, name: &str) -> Result<Vec<i32>> {
 /// The error for a file of `/proc` that can't be read.
 #[must_use]
 pub fn failure(pid: i32, name: &str, error: &std::io::Error) -> Box<Error> {
+    let subject = Subject { task: u32::try_from(pid).ok(), ..Subject::path(path(pid, name).display()) };
+    if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) {
+        return Error::new(code::HOST_FEATURE, "vckpt has as many files open as it may")
+            .because(error)
+            .about(subject)
+            .hint("raise the limit of open files (ulimit -Hn) of whoever runs vckpt: it needs a few for each process");
+    }
     let gone = error.kind() == ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH);
     let code = if gone {
         code::TARGET_DIED
@@ -78,7 +85,5 @@ pub fn failure(pid: i32, name: &str, error: &std::io::Error) -> Box<Error> {
     };
     let what =
         if gone { "the process ended meanwhile" } else { "reading what the kernel tells about the process" };
-    Error::new(code, what)
-        .because(error)
-        .about(Subject { task: u32::try_from(pid).ok(), ..Subject::path(path(pid, name).display()) })
+    Error::new(code, what).because(error).about(subject)
 }
