@@ -17,7 +17,7 @@
 //! # What is not
 //!
 //! Strict mode, filters that ask a supervisor (`SECCOMP_RET_USER_NOTIF`), and threads of ordinary users that have filters
-//! are refused; so is a thread that has rules of Landlock, which nobody can see ([`landlock`] tells that there are some).
+//! are refused; so is a thread that has rules of Landlock, which nobody can see (`landlock` tells that there are some).
 //!
 //! Strict mode leaves four calls to a thread, none of which a stub could do without: if this program were killed while
 //! the mode is suspended, the stub's next call would end the thread.

@@ -1,7 +1,7 @@
 //! Asking about io_urings from inside the tree, and their content.
 //!
 //! Refused: rings whose descriptor is closed, those whose only submitter has ended or is outside of the tree, groups of
-//! provided buffers, an eventfd that can't be told from others, and what is not [`sound`].
+//! provided buffers, an eventfd that can't be told from others, and what is not `sound`.
 
 use super::layout::Contents;
 use super::observe::{self, Looked, Watch};
