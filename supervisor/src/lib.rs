@@ -22,6 +22,7 @@ pub mod image;
 mod look;
 mod namespaces;
 mod output;
+mod parallel;
 pub mod place;
 pub mod plan;
 pub mod restoring;

@@ -8,6 +8,7 @@ use crate::kinds::credentials;
 use crate::kinds::memory::attributes;
 use crate::kinds::sandbox;
 use crate::kinds::thread::dispatch;
+use crate::proc::maps::MapLine;
 use crate::proc::stat::Stat;
 use crate::proc::{identity, maps, read, stat, status};
 use crate::stub::agent::Agent;
@@ -71,7 +72,11 @@ pub(super) fn survey(root: i32, tree: StoppedTree) -> Result<Frozen> {
     }
     let mut processes: Vec<FrozenProcess> = Vec::new();
     let mut places: BTreeMap<i32, usize> = BTreeMap::new();
-    for pid in in_tree_order(root, &parents) {
+    let order = in_tree_order(root, &parents);
+    // What takes longest is done side by side. Without a first thread it is the map of another one.
+    let views = order.iter().map(|pid| groups.get(pid).and_then(|agents| view_of(*pid, agents)));
+    let maps = crate::parallel::map(&views.collect::<Vec<_>>(), |view| view.map(maps_of));
+    for (pid, maps) in order.into_iter().zip(maps) {
         let index = u32::try_from(processes.len()).unwrap_or(u32::MAX);
         let agents = groups.remove(&pid).unwrap_or_default();
         if agents.is_empty() && !zombies.contains_key(&pid) && state_of(pid) != Some(b'Z') {
@@ -79,7 +84,9 @@ pub(super) fn survey(root: i32, tree: StoppedTree) -> Result<Frozen> {
             continue;
         }
         let parent = parents.get(&pid).copied().flatten();
-        let process = describe(index, pid, agents, stop_signals.get(&pid).copied());
+        let process = maps
+            .unwrap_or(Ok(Vec::new()))
+            .and_then(|maps| describe(index, pid, agents, stop_signals.get(&pid).copied(), maps));
         let Some(mut process) = problems.take(process) else { continue };
         let parent = parent.and_then(|parent| places.get(&parent)).and_then(|&place| processes.get(place));
         process.parent = parent.map(|parent| parent.id);
@@ -117,14 +124,31 @@ fn in_tree_order(root: i32, parents: &BTreeMap<i32, Option<i32>>) -> Vec<i32> {
     order
 }
 
-fn describe(index: u32, pid: i32, agents: Vec<Agent>, stop_signal: Option<i32>) -> Result<FrozenProcess> {
-    let unknown = |name: &str| {
-        Error::new(code::PROC, "the kernel's text is not understood")
-            .about(Subject::path(read::path(pid, name).display()))
-    };
-    let ids = agents.iter().map(Agent::tid);
+/// The thread by which a process is looked at; none if it has ended.
+fn view_of(pid: i32, agents: &[Agent]) -> Option<i32> {
     // The leader has the lowest ID but where IDs have begun anew.
-    let view = ids.min_by_key(|&tid| (tid != pid, tid)).unwrap_or(pid);
+    agents.iter().map(Agent::tid).min_by_key(|&tid| (tid != pid, tid))
+}
+
+/// The mappings of a process.
+fn maps_of(view: i32) -> Result<Vec<MapLine>> {
+    maps::parse(&read::file(view, "smaps")?).map_err(|line| unknown(view, "smaps").because(line))
+}
+
+fn unknown(pid: i32, name: &str) -> Box<Error> {
+    Error::new(code::PROC, "the kernel's text is not understood")
+        .about(Subject::path(read::path(pid, name).display()))
+}
+
+fn describe(
+    index: u32,
+    pid: i32,
+    agents: Vec<Agent>,
+    stop_signal: Option<i32>,
+    maps: Vec<MapLine>,
+) -> Result<FrozenProcess> {
+    let unknown = |name: &str| unknown(pid, name);
+    let view = view_of(pid, &agents).unwrap_or(pid);
     let (stat, ended_leader) = stat_of(pid, view)?.ok_or_else(|| unknown("stat"))?;
     let identity = identity::parse(&read::file(pid, "status")?).ok_or_else(|| unknown("status"))?;
     let pidfd = if view == pid { process::pidfd_open(pid) } else { process::thread_pidfd_open(view) };
@@ -145,11 +169,6 @@ fn describe(index: u32, pid: i32, agents: Vec<Agent>, stop_signal: Option<i32>) 
         }
         (false, Some(signal)) => State::Stopped { signal: signal.cast_unsigned() },
         (false, None) => State::Running,
-    };
-    let maps = if agents.is_empty() {
-        Vec::new()
-    } else {
-        maps::parse(&read::file(view, "smaps")?).map_err(|line| unknown("smaps").because(line))?
     };
     // What has ended has no memory any more.
     let memory = if agents.is_empty() { PathBuf::from("/dev/null") } else { read::path(view, "mem") };

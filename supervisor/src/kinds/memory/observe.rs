@@ -5,9 +5,10 @@ use crate::error::{Error, Problems, Result, code};
 use crate::frozen::{Frozen, FrozenProcess};
 use crate::kinds::descriptor::io_uring;
 use crate::proc::maps::MapLine;
-use crate::records::Records;
+use crate::records::{MemoryContent, Records};
+use std::collections::HashMap;
 use vckpt_image_format::record::process_map::{Layout, Mapping, ProcessMap, Source, flag};
-use vckpt_image_format::{MemoryId, Text};
+use vckpt_image_format::{MemoryId, TaskId, Text};
 
 /// Mappings in one record.
 const MAPPINGS_A_RECORD: usize = 4096;
@@ -18,7 +19,8 @@ const MAPPINGS_A_RECORD: usize = 4096;
 /// All mappings that can't be kept.
 pub fn observe(frozen: &mut Frozen, records: &mut Records) -> Result<()> {
     let mut problems = Problems::new();
-    let mut known: Vec<(u32, Vec<Mapping>)> = Vec::new();
+    let mut known: Vec<Known> = Vec::new();
+    let mut places: HashMap<u32, usize> = HashMap::new();
     for index in 0..frozen.processes.len() {
         let Some(process) = frozen.processes.get_mut(index) else { continue };
         if process.threads.is_empty() || process.shares.memory != process.index {
@@ -38,20 +40,31 @@ pub fn observe(frozen: &mut Frozen, records: &mut Records) -> Result<()> {
             problems.take(policy::observe(process, &mut mappings));
             problems.take(ring::are_own(process, &mappings));
         }
-        let parent = frozen.processes.get(index).and_then(|process| {
-            let mut others = frozen.processes.iter().filter(|_| !process.adopted);
-            let parent = others.find(|other| Some(other.id) == process.parent)?;
-            let (_, mappings) = known.iter().find(|(index, _)| *index == parent.shares.memory)?;
-            Some((parent, mappings.as_slice()))
-        });
-        let Some(process) = frozen.processes.get(index) else { continue };
-        if let Some(content) = problems.take(pages::find(process, &mappings, parent)) {
-            records.memories.push(content);
-        }
         push(memory, layout, &mappings, records);
-        known.push((process.index, mappings));
+        places.insert(memory.0, known.len());
+        known.push(Known { index, mappings });
+    }
+    let by_id: HashMap<TaskId, &FrozenProcess> =
+        frozen.processes.iter().map(|process| (process.id, process)).collect();
+    let find = |of: &Known| -> Option<Result<MemoryContent>> {
+        let process = frozen.processes.get(of.index)?;
+        let parent = process.parent.filter(|_| !process.adopted).and_then(|parent| by_id.get(&parent));
+        let parent = parent.and_then(|parent| {
+            let place = *places.get(&parent.shares.memory)?;
+            Some((*parent, known.get(place)?.mappings.as_slice()))
+        });
+        Some(pages::find(process, &of.mappings, parent))
+    };
+    for content in crate::parallel::map(&known, find).into_iter().flatten() {
+        records.memories.extend(problems.take(content));
     }
     problems.finish()
+}
+
+/// The mappings of a process, by its place among all.
+struct Known {
+    index: usize,
+    mappings: Vec<Mapping>,
 }
 
 fn push(memory: MemoryId, layout: Layout, mappings: &[Mapping], records: &mut Records) {
