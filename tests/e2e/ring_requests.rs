@@ -359,6 +359,7 @@ const REFUSED: &[(&str, &str)] = &[
     ("closed", "no descriptor"),
     ("ended", "has ended"),
     ("gone", "closed by now"),
+    ("own_memory", "NO_MMAP"),
     ("shared", "several processes"),
 ];
 
@@ -403,6 +404,7 @@ fn refused(stage: Stage) {
                 one(&mut ring, data).unwrap();
             }
         }
+        "own_memory" => assert!(Ring::in_own_memory(8) >= 0, "{}", std::io::Error::last_os_error()),
         "gone" => {
             let ends = pipe(0);
             let read = Request {

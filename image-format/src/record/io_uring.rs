@@ -73,6 +73,8 @@ impl IoUring {
     /// Most requests that are taken, or completions that are given, when a ring is made anew: it takes a second for
     /// every ten million or so.
     pub const MAXIMUM_TURNS: u32 = 50_000_000;
+    /// Most of them in all rings of an image.
+    pub const MAXIMUM_TURNS_OF_ALL: u64 = 4 * Self::MAXIMUM_TURNS as u64;
     /// Most completions that are given without a request: it takes a second for every million.
     pub const MAXIMUM_EXTRA: u32 = 5_000_000;
     /// Where the completions begin in the rings (`struct io_rings`).
@@ -102,6 +104,12 @@ impl IoUring {
     pub const fn rings_length(flags: u32, submission_entries: u32, completion_entries: u32) -> usize {
         let array = Self::array(flags, completion_entries);
         if flags & Self::NO_ARRAY != 0 { array } else { array + submission_entries as usize * 4 }
+    }
+
+    /// How many requests are taken, or completions given, when it is made anew.
+    #[must_use]
+    pub const fn turns(&self) -> u64 {
+        if self.taken > self.given { self.taken as u64 } else { self.given as u64 }
     }
 
     /// Whether it can be made anew in a few seconds.

@@ -107,6 +107,19 @@ impl Ring {
         Ok(ring)
     }
 
+    /// A ring in memory of this program (`IORING_SETUP_NO_MMAP`); its descriptor.
+    pub(crate) fn in_own_memory(entries: u32) -> i32 {
+        let own = libc::MAP_SHARED | libc::MAP_ANONYMOUS;
+        let memory = [0; 2].map(|_| map_at(4096, READ_WRITE, own, -1, 0).addr() as u64);
+        let mut parameters = [0_u64; 15];
+        parameters[1] = 1 << 14;
+        // The last words of what tells where requests and completions are.
+        (parameters[9], parameters[14]) = (memory[0], memory[1]);
+        // SAFETY: room for the parameters; the pages are given to the kernel as long as the program lives.
+        let result = unsafe { libc::syscall(libc::SYS_io_uring_setup, entries, parameters.as_mut_ptr()) };
+        i32::try_from(result).unwrap_or(-1)
+    }
+
     /// Uses the number of a registered ring from now on.
     pub(crate) fn use_registered(&mut self, number: u32) {
         self.number = number.cast_signed();

@@ -43,6 +43,12 @@ pub fn ask(frozen: &mut Frozen, records: &mut Records) -> Result<()> {
         problems.take(maker(frozen, ring).map_err(|error| error.about(ring.subject.clone())));
     }
     problems.take(registered(frozen, &mut rings));
+    let all = rings.iter().map(|ring| u64::from(ring.info.taken.max(ring.info.given))).sum::<u64>();
+    if all > IoUring::MAXIMUM_TURNS_OF_ALL {
+        let what =
+            "io_urings that have done too many requests, taken together, to be made anew in a few seconds";
+        problems.push(Error::new(code::RING, what).because(format!("{all} requests or completions")));
+    }
     if problems.is_empty() {
         for ring in rings {
             let subject = ring.subject.clone();

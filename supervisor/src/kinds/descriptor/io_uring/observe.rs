@@ -160,7 +160,13 @@ fn look(walk: &Walk<'_>, opened: &Opened, records: &mut Records) -> Result<Looke
         let error = opened.refuse(code::RING, "an io_uring with completions that wait for room in it");
         return Err(error.passing());
     }
-    let mut flags = layout::flags(ring, &info).map_err(failed)?;
+    let mut flags = match layout::flags(ring, &info) {
+        // What the kernel says instead of EINVAL, since it finds no address for what can't be mapped.
+        Err(Errno::EINVAL | Errno::ENOMEM) => {
+            return refuse("an io_uring in memory that the program has given (IORING_SETUP_NO_MMAP)");
+        }
+        result => result.map_err(failed)?,
+    };
     match io_uring::probe(ring) {
         Ok(()) => {}
         Err(Errno::EEXIST) => flags |= IoUring::SINGLE_ISSUER,

@@ -40,6 +40,12 @@ pub fn plan(image: &Image, plan: &mut Plan) -> Result<()> {
     if rings.is_empty() {
         return Ok(());
     }
+    if rings.iter().map(IoUring::turns).sum::<u64>() > IoUring::MAXIMUM_TURNS_OF_ALL {
+        return Err(Error::new(
+            code::IMAGE_BAD,
+            "the io_urings have turned more often than can be made anew",
+        ));
+    }
     let processes = all::<Process>(image)?;
     let leader = |thread: TaskId| {
         let has = |process: &&Process| {
