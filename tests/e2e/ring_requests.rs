@@ -5,7 +5,9 @@ use std::os::fd::{AsRawFd as _, IntoRawFd as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 
 use crate::harness::case::{Case, text, two_rounds, two_rounds_with};
-use crate::harness::{Outcome, Topic, ensure, skip};
+use crate::harness::process::{alive, reap, spawn, until};
+use crate::harness::programs::need_program;
+use crate::harness::{Outcome, Topic, ensure, need_root, skip};
 use crate::stage::kernel::{fork, pipe, put, take};
 use crate::stage::uring::{
     self, ACCEPT, DEFER_TASKRUN, FIXED_FILE, NOP, POLL_ADD, READ, RECV, Request, Ring, SINGLE_ISSUER, TIMEOUT,
@@ -28,9 +30,13 @@ pub(crate) const TOPIC: Topic = Topic {
         ("requests_under_way", || with_rings(|| two_rounds_with("ring_waits", &["plain"]))),
         ("requests_of_one_thread_under_way", || with_rings(|| two_rounds_with("ring_waits", &["deferred"]))),
         ("requests_go_on", || with_rings(requests_go_on)),
+        ("fio", || with_rings(fio)),
         ("what_can_not_be_kept", || with_rings(what_can_not_be_kept)),
     ],
 };
+
+/// How long a program may take.
+const LIMIT: std::time::Duration = std::time::Duration::from_secs(30);
 
 /// Runs a case if the kernel lets us have rings as programs use them today.
 fn with_rings(case: fn() -> Outcome) -> Outcome {
@@ -466,4 +472,41 @@ fn what_can_not_be_kept() -> Outcome {
         case.finish(root)?;
     }
     Ok(())
+}
+
+/// fio writes a file through a ring, many requests at a time, and reads it again to see whether all is there.
+fn fio() -> Outcome {
+    let program = need_program("fio")?;
+    // Its memory is a System V segment, which only root can make again.
+    need_root()?;
+    let mut case = Case::new()?;
+    let mut command = case.command(&program, "fio")?;
+    command.args([
+        "--name=job",
+        "--filename=data",
+        "--size=4m",
+        "--bs=4k",
+        "--rw=randwrite",
+        "--verify=crc32c",
+    ]);
+    command.args(["--ioengine=io_uring", "--iodepth=16", "--thread", "--rate_iops=700", "--output=report"]);
+    let mut root = spawn(&mut command)?;
+    let has_ring = |root: i32| {
+        let descriptors = std::fs::read_dir(format!("/proc/{root}/fd")).into_iter().flatten().flatten();
+        let mut links = descriptors.filter_map(|entry| std::fs::read_link(entry.path()).ok());
+        links.any(|link| link.to_string_lossy().contains("io_uring"))
+    };
+    until("fio to have a ring", LIMIT, || has_ring(root).then_some(()))?;
+    for _ in 0..2 {
+        let image = case.dump(root)?;
+        root = case.restore(&image)?;
+        std::fs::remove_file(image)?;
+    }
+    until("fio to end", LIMIT, || {
+        reap();
+        (!alive(root)).then_some(())
+    })?;
+    let report = std::fs::read_to_string(case.path("report"))?;
+    ensure!(report.contains("err= 0"), "fio has found mistakes: {report}");
+    case.finish_empty()
 }
