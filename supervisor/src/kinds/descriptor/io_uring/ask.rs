@@ -8,7 +8,7 @@ use super::observe::{self, Looked, Watch};
 use super::sound;
 use super::under_way;
 use crate::error::{Error, Problems, Result, Subject, code};
-use crate::frozen::{Frozen, FrozenProcess, FrozenThread};
+use crate::frozen::{Frozen, FrozenProcess, FrozenThread, run_in_all};
 use crate::records::Records;
 use crate::stub::batch::Batch;
 use crate::sys::io_uring::{self, BUFFER_STATUS, GET_EVENTS, GROUPS, REGISTER_PROBE};
@@ -137,8 +137,14 @@ fn registered(frozen: &mut Frozen, rings: &mut [Looked]) -> Result<()> {
     for index in 0..frozen.processes.len() {
         let Some(process) = frozen.processes.get_mut(index) else { continue };
         let (subject, table) = (process.subject(), process.shares.descriptors as usize);
-        for thread in &mut process.threads {
-            let answer = thread.run(&batch)?;
+        let has_ring = rings.iter().any(|ring| ring.holders.iter().any(|holder| holder.process == table));
+        // Under a filter nothing is asked without need: it may forbid that.
+        if !has_ring && process.threads.iter().any(|thread| !thread.filters.is_empty()) {
+            continue;
+        }
+        let answers =
+            run_in_all(&mut process.threads, &batch).map_err(|error| error.about(subject.clone()))?;
+        for (thread, answer) in process.threads.iter().zip(answers) {
             let numbers = (0..NUMBERS).zip(&asked).filter(|&(_, &call)| {
                 matches!(answer.get(call), Ok(_) | Err(Errno::EBADFD | Errno::EOWNERDEAD))
             });
