@@ -11,10 +11,16 @@ use crate::stage::{Stage, Verdict, verify};
 
 pub(crate) const TOPIC: Topic = Topic {
     name: "unix_states",
-    fixtures: &[("unix-options", options), ("shut-down", shut_down), ("urgent-bytes", urgent)],
+    fixtures: &[
+        ("unix-options", options),
+        ("shut-down", shut_down),
+        ("deaf", deaf),
+        ("urgent-bytes", urgent),
+    ],
     cases: &[
         ("options", || two_rounds("unix-options")),
         ("shut_down_with_data_left", || two_rounds("shut-down")),
+        ("last_words_of_who_did_not_listen", || two_rounds("deaf")),
         ("urgent_bytes", || two_rounds("urgent-bytes")),
     ],
 };
@@ -239,4 +245,34 @@ fn fill(socket: &OwnedFd, piece: &str) -> Verdict {
         )
     };
     check(sent).map(drop).map_err(text)
+}
+
+/// The peer has left without reading what it was sent, which the kernel tells once; what it said before is there.
+fn deaf(stage: Stage) {
+    let kinds = [libc::SOCK_SEQPACKET, libc::SOCK_STREAM];
+    let make = move || {
+        kinds.map(|kind| {
+            let [own, peer] = pair(kind);
+            put(own.as_raw_fd(), b"question").unwrap();
+            put(peer.as_raw_fd(), b"reply").unwrap();
+            own
+        })
+    };
+    let mut ends = make();
+    stage.serve_except(&["fd"], move |_| {
+        for (kind, own) in kinds.iter().zip(&ends) {
+            let mut bytes = [0_u8; 40];
+            let mut take = || {
+                // SAFETY: room for as many bytes.
+                check(unsafe { libc::read(own.as_raw_fd(), bytes.as_mut_ptr().cast(), 40) })
+            };
+            let first = take();
+            let told = first.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::ECONNRESET));
+            let count = if told { take() } else { first }.map_err(text)?;
+            let found = &bytes[..count as usize];
+            verify!(found == b"reply", "a socket of type {kind} has received {found:?}");
+        }
+        ends = make();
+        Ok(())
+    });
 }

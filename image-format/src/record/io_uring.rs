@@ -126,6 +126,16 @@ impl IoUring {
     }
 }
 
+/// Whether a request is one of those that a restore submits again: `IORING_OP_POLL_ADD`, `TIMEOUT`, `ACCEPT`, `READ`, `RECV`,
+/// which are not linked with others and wait for none.
+fn is_asked_again(entry: &[u8]) -> bool {
+    const KINDS: [u8; 5] = [6, 11, 13, 22, 27];
+    /// `IOSQE_IO_DRAIN`, `IOSQE_IO_LINK`, `IOSQE_IO_HARDLINK`, `IOSQE_BUFFER_SELECT`.
+    const ENTANGLED: u8 = 2 | 4 | 8 | 32;
+    entry.first().is_some_and(|kind| KINDS.contains(kind))
+        && entry.get(1).is_some_and(|flags| flags & ENTANGLED == 0)
+}
+
 impl Record for IoUring {
     const KIND: Kind = Kind::IoUring;
     const VERSION: u16 = 1;
@@ -169,6 +179,14 @@ impl Record for IoUring {
         }
         if !self.under_way.len().is_multiple_of(length) || self.requests() > self.taken.min(sq) as usize {
             return Err("more requests are under way than were taken".to_owned());
+        }
+        if self.under_way.chunks_exact(length).any(|entry| !is_asked_again(entry)) {
+            return Err("a request is under way that is never submitted again".to_owned());
+        }
+        // The kernel's thread would take them at once, with the rights of whoever restores.
+        let prepared = self.rings.get(4..8).and_then(|word| word.try_into().ok()).map(u32::from_le_bytes);
+        if self.flags & Self::POLLED != 0 && prepared != Some(self.taken) {
+            return Err("requests are prepared for a thread of the kernel".to_owned());
         }
         if self.files.len() > MAXIMUM_REGISTERED || self.buffers.len() > MAXIMUM_REGISTERED {
             return Err("too much is registered".to_owned());

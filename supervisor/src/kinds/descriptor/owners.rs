@@ -145,6 +145,12 @@ fn words(restoring: &mut Restoring<'_>, owner: Owner) -> Result<Option<[i32; 2]>
 /// The number of a group: another one if it is that of the root, and was led from outside.
 fn group_here(restoring: &mut Restoring<'_>, group: u32) -> Result<Option<i32>> {
     let processes: Vec<Process> = super::all(restoring.image)?;
+    if processes.iter().all(|process| process.process_group != group) {
+        restoring.degraded.push(format!(
+            "a file sends its signals to process group {group}, in which nobody of the tree is"
+        ));
+        return Ok(None);
+    }
     let is_led = processes.iter().any(|process| process.id.0 == group);
     let Some(root) = processes.first().filter(|root| root.process_group == group && !is_led) else {
         return Ok(Some(group.cast_signed()));

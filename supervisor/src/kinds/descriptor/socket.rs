@@ -157,8 +157,22 @@ pub fn set_options(made: BorrowedFd<'_>, options: &[SocketOption]) -> Result<()>
     options.iter().try_for_each(|option| set_option(made, option))
 }
 
+/// Whether an option is one of those that are kept. An image may name others, which mean something else than a value.
+fn is_kept(level: u32, name: u32) -> bool {
+    let key = (level, name.cast_signed());
+    let sizes = [(SOCKET, SO_SNDBUF), (SOCKET, SO_RCVBUF)];
+    GENERAL.contains(&key)
+        || sizes.contains(&(level, name))
+        || super::unix::observe::OPTIONS.contains(&key)
+        || super::internet::keeps(level.cast_signed(), name.cast_signed())
+}
+
 fn set_option(made: BorrowedFd<'_>, option: &SocketOption) -> Result<()> {
     let SocketOption { level, name, value } = option;
+    if !is_kept(*level, *name) {
+        let what = format!("option {name} of level {level} is none that a socket has of its own");
+        return Err(Error::new(code::IMAGE_BAD, what));
+    }
     if socket::option(made, *level, *name).is_ok_and(|has| has == *value) {
         return Ok(());
     }

@@ -28,6 +28,8 @@ impl Puppet {
                 libc::SYS_prlimit64,
                 [0.into(), libc::RLIMIT_CORE.into(), zero.into(), 0.into()],
             );
+            // Nor one by a program of `core_pattern`, which no limit keeps from it.
+            batch.call("hiding", libc::SYS_prctl, [libc::PR_SET_DUMPABLE.into(), 0.into()]);
             batch.call(
                 "handling",
                 libc::SYS_rt_sigaction,

@@ -118,6 +118,12 @@ pub fn check(image: &Image, plan: &Plan) -> Result<()> {
     problems.finish()
 }
 
+/// Whether an option of a socket of these families is kept.
+#[must_use]
+pub fn keeps(level: i32, name: i32) -> bool {
+    options::keeps(level, name)
+}
+
 /// Whether this host has an address.
 fn has_address(mut address: SocketAddr) -> Result<()> {
     address.set_port(0);

@@ -114,3 +114,10 @@ pub(super) const NETLINK_OPTIONS: &[(i32, i32)] = &[
     (libc::SOL_NETLINK, libc::NETLINK_EXT_ACK),
     (libc::SOL_NETLINK, libc::NETLINK_GET_STRICT_CHK),
 ];
+
+/// Whether an option is in one of the lists.
+pub(super) fn keeps(level: i32, name: i32) -> bool {
+    let key = (level, name);
+    key == (libc::SOL_SOCKET, libc::SO_REUSEADDR)
+        || [BEFORE_BIND, OPTIONS, NETLINK_OPTIONS].iter().any(|list| list.contains(&key))
+}

@@ -23,6 +23,7 @@ mod map;
 pub mod observe;
 mod register;
 pub mod restore;
+pub mod rights;
 mod sound;
 pub mod under_way;
 pub mod wind;

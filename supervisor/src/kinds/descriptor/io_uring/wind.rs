@@ -155,10 +155,12 @@ impl<'ring> Winding<'ring> {
     fn turn(&self, restoring: &mut Restoring<'_>, count: u32, is_silent: bool) -> Result<()> {
         let room = self.record.completion_entries;
         let is_polled = self.record.flags & IoUring::POLLED != 0;
-        if !is_polled {
+        // So many requests a turn that none fits into a batch are submitted part by part.
+        let by_batches = !is_polled && room / self.record.submission_entries < TURN_CALLS;
+        if by_batches {
             self.turn_from_inside(restoring, count / room, is_silent)?;
         }
-        let mut left = if is_polled { count } else { count % room };
+        let mut left = if by_batches { count % room } else { count };
         while left > 0 {
             let some = left.min(room);
             let (prepared, seen) = (self.word(TAKEN)?.wrapping_add(some), self.word(SEEN)?);

@@ -8,6 +8,7 @@ use super::names::{Named, bind};
 use crate::error::{Error, Result, Subject, code};
 use crate::plan::Action;
 use crate::restoring::Restoring;
+use crate::sys::sock_diag::SocketDiagnosis;
 use crate::sys::socket;
 use nix::errno::Errno;
 use rustix::net::{AddressFamily, SocketFlags};
@@ -114,6 +115,29 @@ fn socket_type(socket: &UnixSocket) -> rustix::net::SocketType {
 pub(super) fn new_socket(socket: &UnixSocket) -> Result<OwnedFd> {
     rustix::net::socket_with(AddressFamily::UNIX, socket_type(socket), SocketFlags::CLOEXEC, None)
         .map_err(|error| failed("making a unix socket", errno(error)))
+}
+
+/// Most connections of others that are sent away while one's own is waited for.
+const MOST_OTHERS: usize = 10_000;
+
+/// The other end of a connection. Somebody else may have found the listener before; he finds his connection closed, as
+/// nobody is there yet who could serve him.
+fn accept(listener: &OwnedFd, client_end: &OwnedFd) -> Result<OwnedFd> {
+    let refused = |error| failed("accepting the connection of a unix socket", errno(error));
+    let inode = |socket: &OwnedFd| rustix::fs::fstat(socket).map(|found| found.st_ino).map_err(refused);
+    let diagnosis = SocketDiagnosis::new();
+    let wanted = inode(client_end)?;
+    for _ in 0..MOST_OTHERS {
+        let server_end = rustix::net::accept_with(listener, SocketFlags::CLOEXEC).map_err(refused)?;
+        // Where the kernel can't tell, the first one has to be it.
+        let Ok(diagnosis) = &diagnosis else { return Ok(server_end) };
+        let peer = diagnosis.unix_socket(inode(&server_end)?).map(|info| info.peer);
+        match peer {
+            Ok(Some(peer)) if u64::from(peer) != wanted => {}
+            _ => return Ok(server_end),
+        }
+    }
+    Err(Error::new(code::DESCRIPTOR_RESTORE, "others connect with a unix socket all the time"))
 }
 
 /// A socket that needs no other, with its address.
@@ -225,8 +249,7 @@ impl MakeUnixSockets {
             None => None,
         };
         acting::connect(restoring, server.peer_credentials.as_ref(), client_end.as_fd(), &way)?;
-        let server_end = rustix::net::accept_with(listener, SocketFlags::CLOEXEC)
-            .map_err(|error| failed("accepting the connection of a unix socket", errno(error)))?;
+        let server_end = accept(&listener, &client_end)?;
         Ok((end(client_end, named), end(server_end, None)))
     }
 

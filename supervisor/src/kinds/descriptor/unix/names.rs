@@ -9,12 +9,13 @@ use super::address;
 use super::make::{errno, failed, new_socket};
 use super::signed::Target;
 use crate::error::{Error, Result, Subject, code};
+use crate::kinds::descriptor::restore::by_descriptor;
 use crate::kinds::nameless_file::place::new_name;
 use crate::restoring::Restoring;
 use crate::sys::socket;
 use nix::errno::Errno;
-use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, Uid};
-use std::os::fd::{AsFd, OwnedFd};
+use rustix::fs::{AtFlags, Gid, Mode, OFlags, Uid};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 use vckpt_image_format::Text;
 use vckpt_image_format::record::unix_socket::{SocketFile, UnixSocket};
@@ -60,7 +61,8 @@ pub(super) fn bind(restoring: &mut Restoring<'_>, new: &OwnedFd, socket: &UnixSo
         if !was_there {
             restoring.undo.made(&path);
         }
-        dress(&path, file).map_err(|error| failed("setting owner and mode of a socket", errno(error)))?;
+        dress(&file_of(new.as_fd(), &path)?, file)
+            .map_err(|error| failed("setting owner and mode of a socket", errno(error)))?;
         let from = path.parent().unwrap_or(Path::new("/")).to_path_buf();
         let way = path.file_name().map(|name| Text::from(PathBuf::from(name))).unwrap_or_default();
         (path, from, way, None)
@@ -78,8 +80,7 @@ pub(super) fn bind(restoring: &mut Restoring<'_>, new: &OwnedFd, socket: &UnixSo
         let way = if is_absolute { Text::from(&name.0[1..]) } else { name.clone() };
         (nest.file.clone(), nest.start.clone(), way, Some(nest))
     };
-    let file = rustix::fs::open(&path, OFlags::PATH | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty())
-        .map_err(|error| failed("opening the file of a socket", errno(error)))?;
+    let file = file_of(new.as_fd(), &path)?;
     Ok(Named { address: address(&way.0), place: Some((folder(&from)?, file)), nest })
 }
 
@@ -112,8 +113,9 @@ impl Named {
     /// [`code::DESCRIPTOR_RESTORE`].
     pub(super) fn settle(&mut self, restoring: &mut Restoring<'_>, socket: &UnixSocket) -> Result<()> {
         let (Some(nest), Some(file)) = (self.nest.take(), &socket.file) else { return Ok(()) };
-        let result =
-            dress(&nest.file, file).and_then(|()| rustix::fs::rename(&nest.file, file.path.as_path()));
+        let made = self.place.as_ref().map(|(_, made)| made);
+        let result = made.map_or(Ok(()), |made| dress(made, file));
+        let result = result.and_then(|()| rustix::fs::rename(&nest.file, file.path.as_path()));
         result.map_err(|error| {
             failed("moving the file of a socket to its place", errno(error)).about(Subject::path(&file.path))
         })?;
@@ -143,6 +145,9 @@ fn clear(restoring: &Restoring<'_>, file: &SocketFile, socket: &UnixSocket) -> R
     let probe = new_socket(socket)?;
     let open = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty());
     let to = open.map_err(|error| failed("looking at the file of a socket", errno(error)))?;
+    // Whoever is there and has no time has the address too.
+    rustix::io::ioctl_fionbio(&probe, true)
+        .map_err(|error| failed("looking at the file of a socket", errno(error)))?;
     if socket::connect(probe.as_fd(), &Target::File(to).address()) != Err(Errno::ECONNREFUSED) {
         return Err(taken(&file.path));
     }
@@ -155,14 +160,23 @@ fn taken(name: &Text) -> Box<Error> {
         .about(Subject::path(name))
 }
 
+/// The file of a socket of ours. Its path may lead elsewhere by now, if others may write to the directory; where the
+/// kernel does not tell, this program has no rights that they could use.
+fn file_of(new: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd> {
+    socket::file(new).or_else(|_| {
+        rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty())
+            .map_err(|error| failed("opening the file of a socket", errno(error)))
+    })
+}
+
 /// Gives a file of a socket the owner and permissions that it had.
-fn dress(path: &Path, file: &SocketFile) -> std::result::Result<(), rustix::io::Errno> {
-    let has = rustix::fs::lstat(path)?;
+fn dress(made: &OwnedFd, file: &SocketFile) -> std::result::Result<(), rustix::io::Errno> {
+    let has = rustix::fs::fstat(made)?;
     if (has.st_uid, has.st_gid) != (file.user, file.group) {
         let (user, group) = (Uid::from_raw(file.user), Gid::from_raw(file.group));
-        rustix::fs::chownat(CWD, path, Some(user), Some(group), AtFlags::SYMLINK_NOFOLLOW)?;
+        rustix::fs::chownat(made, "", Some(user), Some(group), AtFlags::EMPTY_PATH)?;
     }
-    rustix::fs::chmod(path, Mode::from_raw_mode(file.mode))
+    rustix::fs::chmod(by_descriptor(made.as_fd()), Mode::from_raw_mode(file.mode & 0o777))
 }
 
 /// Directories that are there for a moment, so that a name leads to a file in them. Dropping this removes them, and the

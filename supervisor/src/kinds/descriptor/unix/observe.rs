@@ -15,7 +15,7 @@ use vckpt_image_format::record::unix_socket::{SocketType, UnixSocket, UnixState}
 use vckpt_image_format::{SocketId, Text};
 
 /// Options of unix sockets.
-const OPTIONS: &[(u32, i32)] =
+pub const OPTIONS: &[(u32, i32)] =
     &[(SOCKET, libc::SO_PEEK_OFF), (SOCKET, super::SO_PASSPIDFD), (SOCKET, super::SO_PASSRIGHTS)];
 
 /// Gives a record for each socket, and for what waits in it.

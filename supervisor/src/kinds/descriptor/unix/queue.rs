@@ -208,7 +208,12 @@ fn look_from(opened: &Opened, offset: usize) -> Result<()> {
 
 /// The next message; none at the end.
 fn peek(opened: &Opened, length: usize) -> Result<Option<Waiting>> {
-    let waiting = match message::peek(opened.file.as_fd(), length) {
+    let mut found = message::peek(opened.file.as_fd(), length);
+    // That the peer has gone is told before what it has sent, and only once.
+    if found.as_ref().err() == Some(&Errno::ECONNRESET) {
+        found = message::peek(opened.file.as_fd(), length);
+    }
+    let waiting = match found {
         Err(Errno::EAGAIN | Errno::ENOTCONN | Errno::ECONNRESET | Errno::EINVAL) => return Ok(None),
         other => other.map_err(|errno| opened.failed("looking at what waits in a socket", errno))?,
     };

@@ -57,6 +57,8 @@ impl Identity {
     }
 }
 
+const KEYCTL_JOIN_SESSION_KEYRING: i32 = 1;
+
 /// The witnesses that were needed so far.
 #[derive(Debug, Default)]
 pub(super) struct Witnesses(HashMap<(u32, u32, Option<u64>), Witness>);
@@ -134,6 +136,17 @@ impl Drop for Witness {
 /// into.
 fn become_like(puppet: &mut Puppet, identity: Identity) -> Result<()> {
     let mut batch = Batch::new();
+    // Whoever has its user may look into it: it has nothing of ours that he could use. Who may not give up groups has
+    // those of that user anyway.
+    let none = batch.words(&[0]);
+    batch.call("giving groups up", libc::SYS_setgroups, [0.into(), none.into()]);
+    batch.call(
+        "leaving the session keyring",
+        libc::SYS_keyctl,
+        [KEYCTL_JOIN_SESSION_KEYRING.into(), 0.into()],
+    );
+    let root = batch.data(b"/\0");
+    batch.call("leaving the current directory", libc::SYS_chdir, [root.into()]);
     let namespace = match identity.namespace {
         None => None,
         Some((tid, _)) => Some(
