@@ -173,7 +173,7 @@ fn told(child: i32, options: i32) -> (i32, i32, u32, i32) {
     // SAFETY: a zeroed siginfo is a valid place, and the fields are those of a child.
     unsafe {
         let mut information: libc::siginfo_t = std::mem::zeroed();
-        let options = options | libc::WNOWAIT | libc::WNOHANG | libc::__WALL;
+        let options = options | libc::WNOWAIT | libc::__WALL;
         libc::waitid(libc::P_PID, child as u32, &raw mut information, options);
         if information.si_signo == 0 {
             return (0, 0, 0, 0);
@@ -221,13 +221,14 @@ fn stops_with_others(stage: Stage) {
             let waits = waits.and_then(|set| u64::from_str_radix(set, 16).ok());
             let expected: u64 = others(stop).chain([libc::SIGUSR1]).map(|signal| 1 << (signal - 1)).sum();
             verify!(waits == Some(expected), "signals {waits:x?} wait in {child}, not {expected:x}");
-            let found = told(child, libc::WSTOPPED);
+            let found = told(child, libc::WSTOPPED | libc::WNOHANG);
             let expected = (libc::CLD_STOPPED, child, user, stop);
             verify!(found == expected, "told of {child}: {found:?}, not {expected:?}");
             // SAFETY: plain integers.
             check(unsafe { libc::kill(child, libc::SIGCONT) }).map_err(words)?;
             let found = told(child, libc::WCONTINUED | libc::WSTOPPED);
-            // It may have stopped itself again.
+            // It may have stopped itself again, or be about to: the kernel looks for one after the other, so that for a
+            // moment there may be neither.
             let good = [libc::CLD_CONTINUED, libc::CLD_STOPPED].contains(&found.0) && found.1 == child;
             verify!(good, "told of {child} that goes on: {found:?}");
             let start = Instant::now();
@@ -467,7 +468,7 @@ fn all_zombies(stage: Stage) {
             let (code, status_told) =
                 if signal == 0 { (libc::CLD_EXITED, status >> 8) } else { (libc::CLD_KILLED, signal) };
             let user = if status == 4 << 8 { 65534 } else { own };
-            let found = told(child, libc::WEXITED);
+            let found = told(child, libc::WEXITED | libc::WNOHANG);
             let expected = (code, child, user, status_told);
             verify!(found == expected, "told of {child}: {found:?}, not {expected:?}");
             if number == 3 {
