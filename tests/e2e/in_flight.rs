@@ -434,7 +434,9 @@ fn killed() -> Outcome {
         case.ask()?;
     }
     for entry in std::fs::read_dir(&case.folder)?.flatten() {
-        if entry.file_name().to_string_lossy().contains("killed.vckpt") {
+        // A draft may be left by a kill between the last byte and the name.
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.contains("killed.vckpt") || name.starts_with("killed") && name.ends_with(".partial") {
             std::fs::remove_file(entry.path())?;
         }
     }

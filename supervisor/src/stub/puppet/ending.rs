@@ -21,15 +21,14 @@ impl Puppet {
         } else {
             let none = batch.words(&[0]);
             let default = batch.words(&[0, 0, 0, 0]);
-            // No core file: the one of the original's death is enough.
-            let zero = batch.words(&[0, 0]);
+            // No core file: the one of the original's death is enough. A limit of 1 keeps it from a program of
+            // `core_pattern` as well (core(5)); where that is more than is allowed, it is 0, which keeps it from a file.
+            let one = batch.words(&[1, 1]);
             batch.call(
                 "limiting",
                 libc::SYS_prlimit64,
-                [0.into(), libc::RLIMIT_CORE.into(), zero.into(), 0.into()],
+                [0.into(), libc::RLIMIT_CORE.into(), one.into(), 0.into()],
             );
-            // Nor one by a program of `core_pattern`, which no limit keeps from it.
-            batch.call("hiding", libc::SYS_prctl, [libc::PR_SET_DUMPABLE.into(), 0.into()]);
             batch.call(
                 "handling",
                 libc::SYS_rt_sigaction,
