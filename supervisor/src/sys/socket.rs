@@ -21,21 +21,7 @@ pub fn option(socket: BorrowedFd<'_>, level: u32, name: u32) -> Result<Vec<u8>> 
 /// # Errors
 /// See getsockopt(2).
 pub fn option_of_length(socket: BorrowedFd<'_>, level: u32, name: u32, most: usize) -> Result<Vec<u8>> {
-    let mut value = vec![0_u8; most];
-    let mut length = libc::socklen_t::try_from(value.len()).unwrap_or_default();
-    // SAFETY: value and length are live, and the length is that of the value.
-    let result = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            level.cast_signed(),
-            name.cast_signed(),
-            value.as_mut_ptr().cast(),
-            &raw mut length,
-        )
-    };
-    Errno::result(result)?;
-    value.truncate(length as usize);
-    Ok(value)
+    asked_option(socket, level, name, vec![0; most])
 }
 
 /// An option whose value is also a question: the kernel reads it and writes the answer there.

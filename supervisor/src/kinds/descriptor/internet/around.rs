@@ -67,8 +67,8 @@ impl Around {
         Ok(Address::Internet(address))
     }
 
-    /// Refuses a datagram that is being put together (`MSG_MORE`, `UDP_CORK`): the kernel does not give it out. What is on its way
-    /// through a network interface counts as well, and has a moment for it.
+    /// Refuses a datagram that is being put together (`MSG_MORE`, `UDP_CORK`): the kernel does not give it out. What is
+    /// on its way through a network interface counts as well, and has a moment for it.
     pub(super) fn refuse_unfinished(&self, opened: &Opened) -> Result<()> {
         while socket::unacknowledged(opened.file.as_fd()).is_ok_and(|bytes| bytes > 0) {
             if Instant::now() > self.deadline {

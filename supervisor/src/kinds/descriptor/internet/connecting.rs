@@ -3,8 +3,8 @@
 use super::ends::internet;
 use super::format_address;
 use super::over::split;
-use super::pair::bound_to_connect;
-use crate::error::{Error, Result, Subject, code};
+use super::pair::{bound_to_connect, check_address, failed};
+use crate::error::{Error, Result, Subject};
 use crate::kinds::descriptor::{restore, socket as any_socket};
 use crate::plan::Action;
 use crate::restoring::Restoring;
@@ -23,11 +23,8 @@ pub(super) struct MakeConnecting(pub Connection);
 impl Action for MakeConnecting {
     fn act(&self, restoring: &mut Restoring<'_>) -> Result<()> {
         let about = |error: Box<Error>| error.about(Subject::path(self.0.name()));
-        let made = self.make().map_err(|error| {
-            let is_taken = matches!(error.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable);
-            let code = if is_taken { code::ADDRESS_TAKEN } else { code::DESCRIPTOR_RESTORE };
-            about(Error::system(code, "beginning to make a TCP connection", error))
-        })?;
+        let made = self.make();
+        let made = made.map_err(|error| about(failed("beginning to make a TCP connection", error)))?;
         restore::keep(restoring, &self.0.description, made).map_err(about)
     }
 }
@@ -48,7 +45,7 @@ impl MakeConnecting {
             Err(errno) => return Err(errno.into()),
         }
         rustix::fs::fcntl_setfl(&made, flags)?;
-        super::pair::check_address(&made, &self.0)?;
+        check_address(&made, &self.0)?;
         Ok(made)
     }
 }

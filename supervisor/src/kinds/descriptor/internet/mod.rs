@@ -1,16 +1,17 @@
 //! Sockets of the internet protocols (ip(7), ipv6(7), tcp(7), udp(7)), and netlink(7).
 //!
 //! - **Saved**: TCP sockets that listen, are bound, or nothing yet; TCP connections: with both ends in the tree
-//!   ([`pair`]), in the backlog of a listener of the tree, with a peer outside ([`revive`]), those that are over ([`over`]) or
-//!   still being made; UDP, UDP-Lite and ICMP sockets with the datagrams
-//!   that wait; raw and netlink sockets; their options, filters, multicast groups and backlog.
+//!   ([`pair`]), in the backlog of a listener of the tree, with a peer outside ([`revive`]), those that are over
+//!   ([`over`]) or still being made; UDP, UDP-Lite and ICMP sockets with the datagrams that wait; raw and netlink
+//!   sockets; their options, filters, multicast groups and backlog.
 //! - **Held**: between dump and restore the packets of connections with a peer outside are dropped by a firewall table
 //!   of ours ([`hold`]), so that the kernel does not answer the peer with a reset.
 //! - **Refused**: connections from outside of the tree that wait to be accepted, and data in those from inside;
-//!   connections with a peer outside without `CAP_NET_ADMIN`; packet and other
-//!   sockets; netlink sockets with messages.
-//! - **Not exact**: Multipath TCP, of which listeners become such of TCP; the address of the peer of a connection that is over; which error it failed with, since asking for it
-//!   would take it away; packets that wait in raw sockets; errors that wait in UDP sockets.
+//!   connections with a peer outside without `CAP_NET_ADMIN`; urgent data; packet and other sockets; netlink sockets
+//!   with messages.
+//! - **Not exact**: Multipath TCP, of which listeners become such of TCP; the address of the peer of a connection that is
+//!   over; which error it failed with, since asking for it would take it away; packets that wait in raw sockets; errors
+//!   that wait in UDP sockets.
 //! - **Not saved**: the mark of urgent data that is read in line, data out of order (the peer sends it again).
 //! - **Kernel**: `TCP_REPAIR` and nf_tables with owned tables (5.12) for peers outside; `TCP_INFO` tells the state, and of
 //!   a listener the backlog; `IP_LOCAL_PORT_RANGE` (6.3) for ports that other connections share.
@@ -42,7 +43,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::AsFd;
-use vckpt_image_format::record::connection::{Address, Connection, ConnectionState, Stream};
+use vckpt_image_format::record::connection::{Address, Connection, ConnectionState};
 use vckpt_image_format::record::socket_option::SocketOption;
 use vckpt_image_format::{Image, Record};
 
@@ -84,13 +85,8 @@ pub fn check(image: &Image, plan: &Plan) -> Result<()> {
     let mut known = HashSet::new();
     for mut connection in all::<Connection>(image)? {
         plan.map(&mut connection);
-        let (lives, has_ended) =
-            if let ConnectionState::Established { stream: Stream { ended, .. }, .. } = connection.state {
-                (!ended, ended)
-            } else {
-                (false, false)
-            };
-        if lives && !repair::is_permitted() {
+        let ended = |ended: bool| matches!(connection.state, ConnectionState::Established { stream, .. } if stream.ended == ended);
+        if ended(false) && !repair::is_permitted() {
             let what = "making a TCP connection again whose peer is outside";
             let error = Error::new(code::PRIVILEGE, what).because("this needs CAP_NET_ADMIN");
             problems.push(error.about(Subject::path(connection.name())));
@@ -107,7 +103,7 @@ pub fn check(image: &Image, plan: &Plan) -> Result<()> {
                 && option.value.iter().any(|&byte| byte != 0)
         };
         if matches!(connection.state, ConnectionState::Over { .. })
-            || has_ended
+            || ended(true)
             || connection.options.iter().any(is_free)
             || !known.insert(local.ip())
         {

@@ -16,6 +16,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use std::io::{self, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use vckpt_image_format::Record;
 use vckpt_image_format::record::connection::{Address, Connection, Ending};
@@ -47,7 +48,7 @@ pub struct MakeOver {
     /// What waits in it.
     pub data: Vec<DataQueued>,
     /// Who has it.
-    pub holders: Holders,
+    pub holders: Arc<Holders>,
 }
 
 /// Sets `SO_REUSEADDR` as it was, when the listeners that have the same address are there.

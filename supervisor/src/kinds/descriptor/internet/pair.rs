@@ -51,7 +51,7 @@ pub struct MakeUnaccepted(pub Connection);
 impl Action for MakePair {
     fn act(&self, restoring: &mut Restoring<'_>) -> Result<()> {
         let about = |error: Box<Error>| error.about(Subject::path(self.0.connection.name()));
-        let (one, other) = self.make().map_err(|error| about(failed(error)))?;
+        let (one, other) = self.make().map_err(|error| about(failed(MAKING, error)))?;
         for (made, end) in [(&one, &self.0), (&other, &self.1)] {
             let (early, _) = split(&end.connection.options);
             any_socket::set_options(made.as_fd(), &early).map_err(about)?;
@@ -64,16 +64,18 @@ impl Action for MakePair {
 impl Action for MakeUnaccepted {
     fn act(&self, restoring: &mut Restoring<'_>) -> Result<()> {
         let about = |error: Box<Error>| error.about(Subject::path(self.0.name()));
-        let made = self.make().map_err(|error| about(failed(error)))?;
+        let made = self.make().map_err(|error| about(failed(MAKING, error)))?;
         any_socket::set_options(made.as_fd(), &split(&self.0.options).0).map_err(about)?;
         restore::keep(restoring, &self.0.description, made).map_err(about)
     }
 }
 
-fn failed(error: io::Error) -> Box<Error> {
+const MAKING: &str = "making a TCP connection";
+
+pub(super) fn failed(what: &str, error: io::Error) -> Box<Error> {
     let is_taken = matches!(error.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable);
     let code = if is_taken { code::ADDRESS_TAKEN } else { code::DESCRIPTOR_RESTORE };
-    Error::system(code, "making a TCP connection", error)
+    Error::system(code, what, error)
 }
 
 /// A socket at the address of a connection, with what must be set before it is connected.

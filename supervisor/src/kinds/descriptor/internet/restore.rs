@@ -22,6 +22,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 use vckpt_image_format::record::Record;
 use vckpt_image_format::record::connection::{Address, Connection, ConnectionState};
 use vckpt_image_format::record::data_queued::{DataQueued, Queue};
@@ -46,6 +47,8 @@ pub fn plan(image: &Image, plan: &mut Plan) -> Result<()> {
     let mut take = |queue| queues.remove(&queue).unwrap_or_default();
     let (mut others, mut unaccepted, mut pairs, mut sought) =
         (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    // Made once: there may be thousands of connections.
+    let holders = Arc::new(Holders::of(image)?);
     let (mut reused, mut fills, mut filters) = (Vec::new(), Vec::new(), Vec::new());
     for connection in connections {
         // Those with a peer outside get theirs when they are let go.
@@ -55,7 +58,7 @@ pub fn plan(image: &Image, plan: &mut Plan) -> Result<()> {
         match connection.state {
             ConnectionState::Over { ending, .. } => {
                 reused.push(SetReuse(connection.clone()));
-                let (data, holders) = (take(Queue::Socket(connection.id)), Holders::of(image)?);
+                let (data, holders) = (take(Queue::Socket(connection.id)), Arc::clone(&holders));
                 plan.action(Stage::Descriptors, MakeOver { connection, ending, data, holders });
             }
             ConnectionState::Paired { .. } => {
@@ -65,7 +68,7 @@ pub fn plan(image: &Image, plan: &mut Plan) -> Result<()> {
             }
             ConnectionState::Established { stream, .. } => {
                 let (received, sent) = (take(Queue::Socket(connection.id)), take(Queue::Sent(connection.id)));
-                let holders = Holders::of(image)?;
+                let holders = Arc::clone(&holders);
                 plan.action(Stage::Descriptors, MakeStream { connection, stream, received, sent, holders });
             }
             ConnectionState::Unaccepted { .. } => {

@@ -19,6 +19,7 @@ use nix::errno::Errno;
 use rustix::event::PollFlags;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 use vckpt_image_format::Record;
 use vckpt_image_format::record::connection::{Address, Connection, Ending, Stream};
 use vckpt_image_format::record::data_queued::DataQueued;
@@ -35,7 +36,7 @@ pub struct MakeStream {
     /// What it has sent, or will send.
     pub sent: Vec<DataQueued>,
     /// Who has it.
-    pub holders: Holders,
+    pub holders: Arc<Holders>,
 }
 
 /// A connection that was made and is still in the repair mode.
@@ -85,7 +86,7 @@ impl MakeStream {
         }
         let ending = if self.stream.shut & 2 == 0 { Ending::PeerClosed } else { Ending::Closed };
         let (connection, data) = (self.connection.clone(), self.received.clone());
-        MakeOver { connection, ending, data, holders: self.holders.clone() }.act(restoring)
+        MakeOver { connection, ending, data, holders: Arc::clone(&self.holders) }.act(restoring)
     }
 
     fn make(&self) -> io::Result<Revived> {
