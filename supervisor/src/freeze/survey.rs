@@ -79,8 +79,14 @@ pub(super) fn survey(root: i32, tree: StoppedTree) -> Result<Frozen> {
     for (pid, maps) in order.into_iter().zip(maps) {
         let index = u32::try_from(processes.len()).unwrap_or(u32::MAX);
         let agents = groups.remove(&pid).unwrap_or_default();
-        if agents.is_empty() && !zombies.contains_key(&pid) && state_of(pid) != Some(b'Z') {
-            // It ended and was reaped while we looked.
+        // It ended and was reaped while we looked: perhaps also one that was seen as a zombie, by a parent that was not
+        // stopped yet. Now that all stand still nobody reaps any more.
+        let is_gone = || match state_of(pid) {
+            None | Some(b'X') => true,
+            Some(b'Z') => false,
+            Some(_) => !zombies.contains_key(&pid),
+        };
+        if agents.is_empty() && is_gone() {
             continue;
         }
         let parent = parents.get(&pid).copied().flatten();
