@@ -2,6 +2,10 @@
 //!
 //! It is made by [`freeze`](crate::freeze), which also lets it go again.
 
+mod asking;
+
+pub use asking::{run_in_all, run_side_by_side};
+
 use crate::error::{Error, Problems, Result, Subject, code};
 use crate::kinds::sandbox::observe::permit;
 use crate::proc::identity::Identity;
@@ -158,21 +162,6 @@ impl FrozenProcess {
                 .about(self.subject().descriptor(number))
         })
     }
-}
-
-/// Runs a batch in several threads at the same time, and checks that what must not fail did not.
-///
-/// # Errors
-/// If a stub can't be reached, or a call that must not fail did.
-pub fn run_in_all(threads: &mut [FrozenThread], batch: &Batch) -> Result<Vec<Outcome>> {
-    threads.iter().try_for_each(|thread| permit(&thread.filters, batch))?;
-    for thread in threads.iter_mut() {
-        thread.agent.send(batch)?;
-    }
-    // All answers are taken, also behind a bad one.
-    let outcomes: Vec<Result<Outcome>> =
-        threads.iter_mut().map(|thread| thread.agent.receive(batch)).collect();
-    outcomes.into_iter().collect()
 }
 
 impl FrozenThread {

@@ -10,7 +10,17 @@ const FEW: usize = 32;
 
 /// The results for all things, in their order.
 pub(crate) fn map<T: Sync, R: Send>(things: &[T], look: impl Fn(&T) -> R + Sync) -> Vec<R> {
-    let workers = thread::available_parallelism().map_or(1, NonZeroUsize::get).min(things.len() / FEW);
+    map_by(things.len() / FEW, things, look)
+}
+
+/// The same for things of which each takes long.
+pub(crate) fn map_long<T: Sync, R: Send>(things: &[T], look: impl Fn(&T) -> R + Sync) -> Vec<R> {
+    map_by(things.len(), things, look)
+}
+
+/// The results by at most so many threads.
+fn map_by<T: Sync, R: Send>(most: usize, things: &[T], look: impl Fn(&T) -> R + Sync) -> Vec<R> {
+    let workers = thread::available_parallelism().map_or(1, NonZeroUsize::get).min(most);
     if workers <= 1 {
         return things.iter().map(look).collect();
     }
@@ -34,6 +44,7 @@ mod tests {
         for count in [0, 1, 63, 64, 1000] {
             let things: Vec<usize> = (0..count).collect();
             assert_eq!(super::map(&things, |thing| thing + 1), (1..=count).collect::<Vec<_>>());
+            assert_eq!(super::map_long(&things, |thing| thing + 1), (1..=count).collect::<Vec<_>>());
         }
     }
 }

@@ -14,8 +14,9 @@ use std::io::Write;
 use std::os::fd::OwnedFd;
 use vckpt_image_format::record::data_queued::Message;
 use vckpt_image_format::record::mmap_memory::PageOwner;
+use vckpt_image_format::record::process_map::MappedFile;
 use vckpt_image_format::writer::{ImageWriter, WriteError};
-use vckpt_image_format::{DescriptionId, NamelessFileId, Record, RingId, SegmentId};
+use vckpt_image_format::{DescriptionId, NamelessFileId, Record, RingId, SegmentId, Text};
 
 /// A record of any kind, ready to be written.
 pub trait AnyRecord: fmt::Debug {
@@ -106,6 +107,8 @@ pub struct Records {
     pub ring_refused: bool,
     /// What must still be so when the image is complete: the kernel works on while the tree stands still.
     pub watched: Vec<Watch>,
+    /// Files behind mappings that were found by their names: the name, what it led to, and whether it is written to.
+    pub mapped_files: HashMap<(Text, Inode, bool), MappedFile>,
     /// Whether the files behind mappings are to be stored too, as far as they are part of the program.
     pub embed_files: bool,
     /// Whether TCP connections with peers outside of the tree are kept as if the peer had closed them.

@@ -15,6 +15,9 @@ const KINDS: [(Compare, &str); 4] = [
     (Compare::SignalHandlers, "signal handlers"),
 ];
 
+/// So many threads are worth to be compared side by side.
+const SOME: usize = 64;
+
 /// Notes which processes share what.
 ///
 /// # Errors
@@ -22,13 +25,24 @@ const KINDS: [(Compare, &str); 4] = [
 /// All at once.
 pub(super) fn find(processes: &mut [FrozenProcess]) -> Result<()> {
     let mut problems = Problems::new();
-    for (kind, word) in KINDS {
-        let living = || processes.iter().filter(|process| !process.threads.is_empty());
-        living().for_each(|process| {
+    let living: Vec<&FrozenProcess> =
+        processes.iter().filter(|process| !process.threads.is_empty()).collect();
+    let look = |&(kind, word): &(Compare, &str)| {
+        let mut problems = Problems::new();
+        living.iter().for_each(|process| {
             problems.take(within(kind, word, process));
         });
-        let living: Vec<&FrozenProcess> = living().collect();
-        let Some(firsts) = problems.take(across(kind, word, &living)) else { continue };
+        let firsts = problems.take(across(kind, word, &living));
+        problems.finish().map(|()| firsts.unwrap_or_default())
+    };
+    let threads: usize = living.iter().map(|process| process.threads.len()).sum();
+    let found = if threads < SOME {
+        KINDS.iter().map(look).collect()
+    } else {
+        crate::parallel::map_long(&KINDS, look)
+    };
+    for ((kind, _), firsts) in KINDS.into_iter().zip(found) {
+        let Some(firsts) = problems.take(firsts) else { continue };
         for process in processes.iter_mut() {
             let Some(&first) = firsts.get(&process.index) else { continue };
             *process.shares.of(kind) = first;

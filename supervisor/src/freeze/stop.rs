@@ -372,17 +372,27 @@ fn state_parent(pid: i32) -> Option<i32> {
 /// Notes children of the tree's processes that are not known yet; whether there were any.
 pub(super) fn find_children(tree: &mut StoppedTree) -> bool {
     let mut news = false;
-    for pid in tree.parents.keys().copied().collect::<Vec<_>>() {
-        for tid in read::numbers(pid, "task").unwrap_or_default() {
-            let Ok(text) = read::file(pid, &format!("task/{tid}/children")) else { continue };
-            let text = String::from_utf8_lossy(&text).into_owned();
-            for child in text.split_ascii_whitespace().filter_map(|word| word.parse::<i32>().ok()) {
-                if child != std::process::id().cast_signed() && !tree.parents.contains_key(&child) {
-                    tree.parents.insert(child, Some(pid));
-                    news = true;
-                }
-            }
+    let ours = std::process::id().cast_signed();
+    let known: Vec<i32> = tree.parents.keys().copied().collect();
+    let found = crate::parallel::map(&known, |&pid| children(pid));
+    for (pid, child) in
+        known.into_iter().zip(found).flat_map(|(pid, all)| all.into_iter().map(move |child| (pid, child)))
+    {
+        if child != ours && !tree.parents.contains_key(&child) {
+            tree.parents.insert(child, Some(pid));
+            news = true;
         }
     }
     news
+}
+
+/// The children of all threads of a process.
+fn children(pid: i32) -> Vec<i32> {
+    let threads = read::numbers(pid, "task").unwrap_or_default();
+    let of_thread = |&tid: &i32| {
+        let text = read::file(pid, &format!("task/{tid}/children")).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        text.split_ascii_whitespace().filter_map(|word| word.parse::<i32>().ok()).collect::<Vec<_>>()
+    };
+    crate::parallel::map(&threads, of_thread).into_iter().flatten().collect()
 }

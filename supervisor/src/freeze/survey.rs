@@ -8,6 +8,7 @@ use crate::kinds::credentials;
 use crate::kinds::memory::attributes;
 use crate::kinds::sandbox;
 use crate::kinds::thread::dispatch;
+use crate::proc::identity::Identity;
 use crate::proc::maps::MapLine;
 use crate::proc::stat::Stat;
 use crate::proc::{identity, maps, read, stat, status};
@@ -73,10 +74,13 @@ pub(super) fn survey(root: i32, tree: StoppedTree) -> Result<Frozen> {
     let mut processes: Vec<FrozenProcess> = Vec::new();
     let mut places: BTreeMap<i32, usize> = BTreeMap::new();
     let order = in_tree_order(root, &parents);
-    // What takes longest is done side by side. Without a first thread it is the map of another one.
-    let views = order.iter().map(|pid| groups.get(pid).and_then(|agents| view_of(*pid, agents)));
-    let maps = crate::parallel::map(&views.collect::<Vec<_>>(), |view| view.map(maps_of));
-    for (pid, maps) in order.into_iter().zip(maps) {
+    // All that is only read is read side by side.
+    let tasks: Vec<(i32, Vec<i32>)> = order
+        .into_iter()
+        .map(|pid| (pid, groups.get(&pid).into_iter().flatten().map(Agent::tid).collect()))
+        .collect();
+    let told = crate::parallel::map(&tasks, |(pid, threads)| Told::about(*pid, threads));
+    for ((pid, _), told) in tasks.into_iter().zip(told) {
         let index = u32::try_from(processes.len()).unwrap_or(u32::MAX);
         let agents = groups.remove(&pid).unwrap_or_default();
         // It ended and was reaped while we looked: perhaps also one that was seen as a zombie, by a parent that was not
@@ -90,9 +94,8 @@ pub(super) fn survey(root: i32, tree: StoppedTree) -> Result<Frozen> {
             continue;
         }
         let parent = parents.get(&pid).copied().flatten();
-        let process = maps
-            .unwrap_or(Ok(Vec::new()))
-            .and_then(|maps| describe(index, pid, agents, stop_signals.get(&pid).copied(), maps));
+        let process =
+            told.and_then(|told| describe((index, pid), agents, stop_signals.get(&pid).copied(), told));
         let Some(mut process) = problems.take(process) else { continue };
         let parent = parent.and_then(|parent| places.get(&parent)).and_then(|&place| processes.get(place));
         process.parent = parent.map(|parent| parent.id);
@@ -130,15 +133,60 @@ fn in_tree_order(root: i32, parents: &BTreeMap<i32, Option<i32>>) -> Vec<i32> {
     order
 }
 
-/// The thread by which a process is looked at; none if it has ended.
-fn view_of(pid: i32, agents: &[Agent]) -> Option<i32> {
-    // The leader has the lowest ID but where IDs have begun anew.
-    agents.iter().map(Agent::tid).min_by_key(|&tid| (tid != pid, tid))
+/// What `/proc` tells about a process.
+struct Told {
+    /// The thread by which it is looked at.
+    view: i32,
+    maps: Vec<MapLine>,
+    stat: Stat,
+    ended_leader: Option<EndedLeader>,
+    identity: Identity,
+    /// If it has ended.
+    zombie: Option<State>,
+    /// Its threads, in the order in which they were asked for.
+    threads: Vec<ThreadTold>,
 }
 
-/// The mappings of a process.
-fn maps_of(view: i32) -> Result<Vec<MapLine>> {
-    maps::parse(&read::file(view, "smaps")?).map_err(|line| unknown(view, "smaps").because(line))
+/// What `/proc` tells about a thread.
+struct ThreadTold {
+    identity: Identity,
+    name: Vec<u8>,
+}
+
+impl Told {
+    /// Reads what is told about a process with these threads; without any it has ended.
+    ///
+    /// # Errors
+    /// As reading `/proc`; [`code::PROC`] for what is not understood.
+    fn about(pid: i32, threads: &[i32]) -> Result<Self> {
+        let unknown = |name: &str| unknown(pid, name);
+        // The leader has the lowest ID but where IDs have begun anew.
+        let view = threads.iter().copied().min_by_key(|&tid| (tid != pid, tid)).unwrap_or(pid);
+        let (stat, ended_leader) = stat_of(pid, view)?.ok_or_else(|| unknown("stat"))?;
+        let text = read::file(pid, "status")?;
+        let identity = identity::parse(&text).ok_or_else(|| unknown("status"))?;
+        let mut zombie = None;
+        let mut maps = Vec::new();
+        if threads.is_empty() {
+            let who = status::parse(&text)?;
+            let [user, group] = [who.user, who.group].map(credentials::ids);
+            let status = stat.exit_code.cast_unsigned();
+            zombie =
+                Some(State::Zombie { status, user, group, capabilities: credentials::capabilities(&who) });
+        } else {
+            let smaps = read::file(view, "smaps")?;
+            maps = maps::parse(&smaps).map_err(|line| self::unknown(view, "smaps").because(line))?;
+        }
+        let threads = crate::parallel::map(threads, |&tid| {
+            let status = read::file(pid, &format!("task/{tid}/status"))?;
+            let identity = identity::parse(&status).ok_or_else(|| unknown("task"))?;
+            let mut name = read::file(pid, &format!("task/{tid}/comm"))?;
+            name.truncate(name.strip_suffix(b"\n").unwrap_or(&name).len());
+            Ok(ThreadTold { identity, name })
+        });
+        let threads = threads.into_iter().collect::<Result<_>>()?;
+        Ok(Self { view, maps, stat, ended_leader, identity, zombie, threads })
+    }
 }
 
 fn unknown(pid: i32, name: &str) -> Box<Error> {
@@ -147,59 +195,43 @@ fn unknown(pid: i32, name: &str) -> Box<Error> {
 }
 
 fn describe(
-    index: u32,
-    pid: i32,
+    (index, pid): (u32, i32),
     agents: Vec<Agent>,
     stop_signal: Option<i32>,
-    maps: Vec<MapLine>,
+    told: Told,
 ) -> Result<FrozenProcess> {
-    let unknown = |name: &str| unknown(pid, name);
-    let view = view_of(pid, &agents).unwrap_or(pid);
-    let (stat, ended_leader) = stat_of(pid, view)?.ok_or_else(|| unknown("stat"))?;
-    let identity = identity::parse(&read::file(pid, "status")?).ok_or_else(|| unknown("status"))?;
+    let Told { view, maps, stat, ended_leader, identity, zombie, threads: told } = told;
+    let subject = Subject::task(pid.cast_unsigned(), String::from_utf8_lossy(&stat.command));
     let pidfd = if view == pid { process::pidfd_open(pid) } else { process::thread_pidfd_open(view) };
     let pidfd = pidfd.map_err(|errno| {
         if errno == Errno::EINVAL && view != pid {
             return Error::new(code::TASK_STATE, "its first thread has ended while others run")
                 .because("the kernel has no descriptors for threads (Linux 6.9)")
-                .about(Subject::task(pid.cast_unsigned(), String::from_utf8_lossy(&stat.command)));
+                .about(subject.clone());
         }
         Error::system(code::TARGET_DIED, "the process ended meanwhile", errno)
     })?;
-    let state = match (agents.is_empty(), stop_signal) {
-        (true, _) => {
-            let who = status::parse(&read::file(pid, "status")?)?;
-            let [user, group] = [who.user, who.group].map(credentials::ids);
-            let status = stat.exit_code.cast_unsigned();
-            State::Zombie { status, user, group, capabilities: credentials::capabilities(&who) }
-        }
-        (false, Some(signal)) => State::Stopped { signal: signal.cast_unsigned() },
-        (false, None) => State::Running,
+    let state = match (zombie, stop_signal) {
+        (Some(zombie), _) => zombie,
+        (None, Some(signal)) => State::Stopped { signal: signal.cast_unsigned() },
+        (None, None) => State::Running,
     };
     // What has ended has no memory any more.
     let memory = if agents.is_empty() { PathBuf::from("/dev/null") } else { read::path(view, "mem") };
     let memory = File::options().read(true).write(true).open(memory);
     let memory = memory.map_err(|error| read::failure(view, "mem", &error))?;
     let mut threads = Vec::with_capacity(agents.len());
-    for agent in agents {
+    for (agent, ThreadTold { identity, name }) in agents.into_iter().zip(told) {
         let tid = agent.tid();
-        let status = read::file(pid, &format!("task/{tid}/status"))?;
-        let thread = identity::parse(&status).ok_or_else(|| unknown("task"))?;
-        let dispatch = dispatch::observe(tid).map_err(|error| {
-            error.about(Subject::task(pid.cast_unsigned(), String::from_utf8_lossy(&stat.command)))
-        })?;
+        let dispatch = dispatch::observe(tid).map_err(|error| error.about(subject.clone()))?;
         // Each thread may have filters of its own.
         let mut filters = Vec::new();
-        if thread.seccomp != 0 {
+        if identity.seccomp != 0 {
             let found =
-                agent.stopped().and_then(|stopped| sandbox::observe::suspend(stopped, thread.seccomp));
-            filters = found.map_err(|error| {
-                error.about(Subject::task(pid.cast_unsigned(), String::from_utf8_lossy(&stat.command)))
-            })?;
+                agent.stopped().and_then(|stopped| sandbox::observe::suspend(stopped, identity.seccomp));
+            filters = found.map_err(|error| error.about(subject.clone()))?;
         }
-        let name = read::file(pid, &format!("task/{tid}/comm"))?;
-        let name = name.strip_suffix(b"\n").unwrap_or(&name).to_vec();
-        threads.push(FrozenThread { id: task_id(thread.innermost()), tid, name, filters, dispatch, agent });
+        threads.push(FrozenThread { id: task_id(identity.innermost()), tid, name, filters, dispatch, agent });
     }
     // The leader first; the others in the order of their IDs.
     threads.sort_by_key(|thread| (thread.tid != pid, thread.tid));

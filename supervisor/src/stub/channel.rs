@@ -82,13 +82,15 @@ impl Channel {
     /// # Errors
     /// [`code::STUB_SILENT`] if the stub is gone, does not answer in time, or answers nonsense; what `alive` says.
     pub fn receive(&self, batch: &Batch, mut alive: impl FnMut() -> Result<()>) -> Result<Outcome> {
-        self.wait("the stub did not answer", &mut alive)?;
         let mut buffer =
             vec![0; 16 + batch.calls.len() * 8 + if batch.wants_data { batch.data.len() } else { 0 }];
         let received = loop {
-            match recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::MSG_TRUNC) {
+            // The answer is often there already.
+            let flags = MsgFlags::MSG_TRUNC | MsgFlags::MSG_DONTWAIT;
+            match recv(self.socket.as_raw_fd(), &mut buffer, flags) {
                 Ok(received) => break received,
                 Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => self.wait("the stub did not answer", &mut alive)?,
                 Err(errno) => return Err(Error::system(code::STUB_SILENT, "receiving from the stub", errno)),
             }
         };

@@ -41,7 +41,16 @@ struct Scheduled {
 /// The differences between `CLOCK_MONOTONIC` and the clocks of processors.
 #[derive(Debug, Default)]
 pub struct Clocks {
-    differences: HashMap<i32, Option<i64>>,
+    differences: HashMap<i32, Difference>,
+}
+
+/// `CLOCK_MONOTONIC` minus the clock of a processor, in nanoseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Difference {
+    /// As near as can be told.
+    near: i64,
+    /// It is this or less, for certain: what is reckoned with it is too late rather than too early.
+    most: i64,
 }
 
 /// A task that sleeps does not run earlier than this after the moment at which it is about to be asked to stop, in
@@ -54,10 +63,12 @@ impl Before {
     pub fn look(tid: i32) -> Option<Self> {
         let Call { number, .. } = parse_call(&read::file(tid, "syscall").ok()?)?;
         call::place(number)?;
+        let slept = parse(&read::file(tid, "sched").ok()?)?;
         let processor = processor(tid)?;
         // Last: the less time passes from this to the stop, the better.
         let scheduled = parse(&read::file(tid, "sched").ok()?)?;
-        Some(Self { number, processor, scheduled })
+        // Else it may have moved to another processor meanwhile, and made another call.
+        (slept == scheduled).then_some(Self { number, processor, scheduled })
     }
 
     /// Since when the task waits in a call of this number, if that is still the one that was seen. To be asked when it
@@ -71,8 +82,9 @@ impl Before {
         }
         // It may have been woken by the end of its wait just before, and made the call again.
         let difference = clocks.difference(processor(tid)?)?;
-        let woken_at = scheduled.at - (scheduled.ran - self.scheduled.ran) + difference;
-        let since = self.scheduled.at + clocks.difference(self.processor)?;
+        let woken_at = scheduled.at - (scheduled.ran - self.scheduled.ran) + difference.near;
+        // Too late, if anything: a wait that is too short is what a program would notice.
+        let since = self.scheduled.at + clocks.difference(self.processor)?.most;
         (woken_at > moments.asked + WAKING).then_some(since)
     }
 }
@@ -95,60 +107,84 @@ impl Clocks {
             return Self::default();
         }
         let (tell, hear) = mpsc::channel();
-        let spawned = std::thread::Builder::new().name("clocks".to_owned()).spawn(move || {
-            for processor in processors {
-                if tell.send((processor, compare(processor))).is_err() {
-                    return;
-                }
+        for processor in processors {
+            let tell = tell.clone();
+            let compare = move || compare(processor, |sample| tell.send((processor, sample)).is_ok());
+            if std::thread::Builder::new().name("clock".to_owned()).spawn(compare).is_err() {
+                break;
             }
-        });
-        if spawned.is_err() {
-            return Self::default();
         }
+        // When nobody can tell any more, there is nothing to wait for.
+        drop(tell);
         let deadline = Instant::now() + PATIENCE;
-        let mut differences = HashMap::new();
-        while differences.len() < wanted
-            && let Ok((processor, difference)) =
-                hear.recv_timeout(deadline.saturating_duration_since(Instant::now()))
+        let mut samples: HashMap<i32, Vec<Sample>> = HashMap::new();
+        while let Ok((processor, sample)) =
+            hear.recv_timeout(deadline.saturating_duration_since(Instant::now()))
         {
-            differences.insert(processor, difference);
+            samples.entry(processor).or_default().push(sample);
+            if samples.len() == wanted && samples.values().all(|samples| samples.len() >= SAMPLES) {
+                break;
+            }
         }
-        Self { differences }
+        let differences = samples
+            .into_iter()
+            .filter_map(|(processor, samples)| Some((processor, Sample::difference(&samples)?)));
+        Self { differences: differences.collect() }
     }
 
-    /// `CLOCK_MONOTONIC` minus the clock of a processor, in nanoseconds.
-    fn difference(&self, processor: i32) -> Option<i64> {
-        self.differences.get(&processor).copied().flatten()
+    fn difference(&self, processor: i32) -> Option<Difference> {
+        self.differences.get(&processor).copied()
     }
 }
 
-/// Goes to a processor and reads its clock: that of the moment at which we came there.
-fn compare(processor: i32) -> Option<i64> {
-    const WANTED: usize = 3;
+/// How often a clock is read.
+const SAMPLES: usize = 3;
+
+/// One reading of the clock of a processor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Sample {
+    /// `CLOCK_MONOTONIC` before it minus the reading: that of the moment just before, unless it was set since.
+    before: i64,
+    /// `CLOCK_MONOTONIC` after it minus the reading.
+    after: i64,
+}
+
+impl Sample {
+    /// What the samples of one processor say together.
+    fn difference(samples: &[Self]) -> Option<Difference> {
+        let most = samples.iter().map(|sample| sample.after).min()?;
+        // A tick may set the clock of one of them a little ahead: the middle one is good.
+        let mut near: Vec<_> = samples.iter().map(|sample| sample.before).collect();
+        near.sort_unstable();
+        near.get(near.len() / 2).map(|&near| Difference { near, most })
+    }
+}
+
+/// Goes to a processor and reads its clock a few times, while somebody wants to hear of it.
+fn compare(processor: i32, tell: impl Fn(Sample) -> bool) -> Option<()> {
     const TRIES: usize = 16;
     const SLEEP: Duration = Duration::from_micros(20);
     let mut there = CpuSet::new();
     there.set(usize::try_from(processor).ok()?).ok()?;
     sched_setaffinity(Pid::from_raw(0), &there).ok()?;
-    let mut differences = Vec::with_capacity(WANTED);
     let mut before = own()?.evictions;
+    let mut told = 0;
     for _ in 0..TRIES {
         std::thread::sleep(SLEEP);
         // Who comes back from a sleep has the time of that very moment.
         let back = now();
         let scheduled = own()?;
+        let after = now();
         // Unless somebody else got the processor meanwhile.
         if scheduled.evictions == before {
-            differences.push(back - scheduled.at);
+            told += 1;
+            if !tell(Sample { before: back - scheduled.at, after: after - scheduled.at }) || told == SAMPLES {
+                break;
+            }
         }
         before = scheduled.evictions;
-        if differences.len() == WANTED {
-            break;
-        }
     }
-    // A tick may set the clock of one of them a little ahead: the middle one is good.
-    differences.sort_unstable();
-    differences.get(differences.len() / 2).copied()
+    Some(())
 }
 
 /// What the scheduler tells of this thread.

@@ -301,6 +301,14 @@ impl Case {
         Ok(())
     }
 
+    /// Does something during which the program may stand still; that time is noted as an outage.
+    pub(crate) fn standing_still<T>(&mut self, act: impl FnOnce(&mut Self) -> Outcome<T>) -> Outcome<T> {
+        self.note_outage("begins")?;
+        let result = act(self);
+        self.note_outage("ends")?;
+        result
+    }
+
     /// Notes when the program is away, for fixtures that measure how long their waits take.
     fn note_outage(&self, what: &str) -> Outcome {
         let path = self.path("outages");

@@ -2,10 +2,11 @@
 
 use super::credentials;
 use crate::error::{Problems, Result};
-use crate::frozen::{Frozen, FrozenProcess, run_in_all};
+use crate::frozen::{Frozen, FrozenProcess};
+use crate::proc::status::Status;
 use crate::proc::{read, status};
 use crate::records::Records;
-use crate::stub::batch::{Argument, Batch};
+use crate::stub::batch::{Argument, Batch, CallIndex, Outcome};
 use vckpt_image_format::record::credentials::Credentials;
 
 /// Gives the records of credentials.
@@ -14,9 +15,16 @@ use vckpt_image_format::record::credentials::Credentials;
 /// Whatever the stub or `/proc` says.
 pub fn observe(frozen: &mut Frozen, records: &mut Records) -> Result<()> {
     let mut problems = Problems::new();
-    for process in frozen.living() {
-        let subject = process.subject();
-        let record = observe_process(process).map_err(|error| error.about(subject));
+    let mut batch = Batch::new();
+    let option = Argument::from(libc::PR_GET_SECUREBITS);
+    let secure_bits = batch.must("reading the secure bits", libc::SYS_prctl, [option]);
+    let outcomes = frozen.run_in_threads(&batch);
+    let told = frozen.map_threads(|process, thread| {
+        status::parse(&read::file(process.pid, &format!("task/{}/status", thread.tid))?)
+    });
+    for ((process, outcomes), told) in frozen.living().zip(outcomes).zip(told) {
+        let record = outcomes.and_then(|outcomes| record(process, secure_bits, &outcomes, told));
+        let record = record.map_err(|error| error.about(process.subject()));
         if let Some(record) = problems.take(record) {
             records.push(record);
         }
@@ -24,16 +32,17 @@ pub fn observe(frozen: &mut Frozen, records: &mut Records) -> Result<()> {
     problems.finish()
 }
 
-fn observe_process(process: &mut FrozenProcess) -> Result<Credentials> {
-    let mut batch = Batch::new();
-    let option = Argument::from(libc::PR_GET_SECUREBITS);
-    let secure_bits = batch.must("reading the secure bits", libc::SYS_prctl, [option]);
+/// The record of a process, from what its threads answered and what is told of them.
+fn record(
+    process: &FrozenProcess,
+    secure_bits: CallIndex,
+    outcomes: &[Outcome],
+    told: Vec<Result<Status>>,
+) -> Result<Credentials> {
     let mut threads = Vec::new();
-    let outcomes = run_in_all(&mut process.threads, &batch)?;
-    for (thread, outcome) in process.threads.iter().zip(outcomes) {
+    for ((thread, outcome), status) in process.threads.iter().zip(outcomes).zip(told) {
         let bits = outcome.get(secure_bits).unwrap_or(0);
-        let status = status::parse(&read::file(process.pid, &format!("task/{}/status", thread.tid))?)?;
-        threads.push(credentials(thread.id, status, u32::try_from(bits).unwrap_or(0)));
+        threads.push(credentials(thread.id, status?, u32::try_from(bits).unwrap_or(0)));
     }
     if process.ended_leader.is_some() {
         // Signals are still sent to it by its rights. It has no secure bits that could be asked for: those of another

@@ -6,9 +6,9 @@ use crate::kinds::descriptor::restore::open;
 use crate::kinds::nameless_file;
 use crate::proc::{identity, read};
 use crate::records::Records;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use vckpt_image_format::record::current_directory::CurrentDirectory;
-use vckpt_image_format::{FileSystemContextId, NamelessFileId, Text};
+use vckpt_image_format::{FileSystemContextId, Text};
 
 /// Gives a record for each process.
 ///
@@ -16,38 +16,50 @@ use vckpt_image_format::{FileSystemContextId, NamelessFileId, Text};
 /// Directories whose path leads elsewhere.
 pub fn observe(frozen: &mut Frozen, records: &mut Records) -> Result<()> {
     let mut problems = Problems::new();
-    for process in frozen.living() {
-        if process.shares.file_system != process.index {
+    let contexts = frozen
+        .map_processes(|process| (process.shares.file_system == process.index).then(|| context(process)));
+    for (process, context) in frozen.living().zip(contexts) {
+        let Some(Context { mut record, removed }) = context.and_then(|context| problems.take(context)) else {
             continue;
+        };
+        if let Some(directory) = removed {
+            let id = nameless_file::observe::observe_nameless(records, directory.as_fd(), &record.directory);
+            record.nameless = problems.take(id.map_err(|error| error.about(process.subject())));
         }
-        if let Some(record) = problems.take(context(process, records)) {
-            records.push(record);
-        }
+        records.push(record);
     }
     problems.finish()
 }
 
-fn context(process: &FrozenProcess, records: &mut Records) -> Result<CurrentDirectory> {
+/// What was seen of a process.
+struct Context {
+    record: CurrentDirectory,
+    /// Its current directory, if that was removed: what it is made of is still to be kept.
+    removed: Option<OwnedFd>,
+}
+
+fn context(process: &FrozenProcess) -> Result<Context> {
     let status = read::file(process.view, "status")?;
     let umask = identity::field(&status, "Umask").and_then(|text| u32::from_str_radix(text, 8).ok());
     let Some(umask) = umask else {
         return Err(Error::new(code::PROC, "the kernel does not tell the umask").about(process.subject()));
     };
-    let (directory, nameless) = match removed(process, records)? {
-        Some((path, id)) => (path, Some(id)),
+    let (directory, removed) = match removed(process)? {
+        Some((path, directory)) => (path, Some(directory)),
         None => (directory(process, "cwd")?, None),
     };
-    Ok(CurrentDirectory {
+    let record = CurrentDirectory {
         context: FileSystemContextId(process.shares.file_system),
         directory,
-        nameless,
+        nameless: None,
         root: self::directory(process, "root")?,
         umask,
-    })
+    };
+    Ok(Context { record, removed })
 }
 
-/// Its current directory, if that was removed: the path that it had, and what it is made of.
-fn removed(process: &FrozenProcess, records: &mut Records) -> Result<Option<(Text, NamelessFileId)>> {
+/// Its current directory, if that was removed: the path that it had, and the directory itself.
+fn removed(process: &FrozenProcess) -> Result<Option<(Text, OwnedFd)>> {
     let flags = (libc::O_PATH | libc::O_DIRECTORY).cast_unsigned();
     let opened = open(&read::path(process.view, "cwd"), flags)
         .map_err(|errno| read::failure(process.view, "cwd", &errno.into()))?;
@@ -57,9 +69,7 @@ fn removed(process: &FrozenProcess, records: &mut Records) -> Result<Option<(Tex
         return Ok(None);
     }
     let path = nameless_file::old_path(&read::link(process.view, "cwd")?.into());
-    let id = nameless_file::observe::observe_nameless(records, opened.as_fd(), &path)
-        .map_err(|error| error.about(process.subject()))?;
-    Ok(Some((path, id)))
+    Ok(Some((path, opened)))
 }
 
 /// The path of one of its directories, which must lead there.

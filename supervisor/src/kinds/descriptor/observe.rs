@@ -40,13 +40,10 @@ pub struct SeenLock {
 /// Every descriptor that can't be kept, at once.
 pub fn observe(frozen: &mut Frozen, records: &mut Records) -> Result<()> {
     let mut problems = Problems::new();
-    let mut search =
-        Search { opened: Vec::new(), candidates: HashMap::new(), locks: Vec::new(), ours: ours(frozen) };
-    for (index, process) in frozen.processes.iter().enumerate() {
-        if process.threads.is_empty() || process.shares.descriptors != process.index {
-            continue;
-        }
-        if let Some(table) = problems.take(search.table(frozen, index, process)) {
+    let mut search = Search { opened: Vec::new(), candidates: HashMap::new(), locks: Vec::new() };
+    for (process, seen) in numbers(frozen) {
+        let seen = problems.take(seen);
+        if let Some(table) = seen.and_then(|seen| problems.take(search.table(frozen, process, seen))) {
             records.push(table);
         }
     }
@@ -104,7 +101,39 @@ struct Search {
     /// In the kernel's order.
     candidates: HashMap<Key, Vec<usize>>,
     locks: Vec<SeenLock>,
-    ours: HashMap<u32, Vec<i32>>,
+}
+
+/// A descriptor, and what was seen of it.
+type Seen = (Holder, Result<(Key, FdInfo)>);
+
+/// The numbers in all descriptor tables, but for those of stubs, and what is seen of each: side by side.
+fn numbers(frozen: &Frozen) -> Vec<(&FrozenProcess, Result<Vec<Seen>>)> {
+    let ours = ours(frozen);
+    let has_table =
+        |process: &&FrozenProcess| !process.threads.is_empty() && process.shares.descriptors == process.index;
+    let processes: Vec<_> = frozen.processes.iter().filter(has_table).collect();
+    let tables = crate::parallel::map(&processes, |process| {
+        let mut numbers = read::numbers(process.view, "fd")?;
+        numbers.retain(|number| !ours.get(&process.index).is_some_and(|ours| ours.contains(number)));
+        Ok(numbers)
+    });
+    let holder = |process: &FrozenProcess, number| {
+        let index = process.index as usize;
+        Holder { process: index, pid: process.view, number }
+    };
+    let holders: Vec<Holder> = processes
+        .iter()
+        .zip(&tables)
+        .flat_map(|(process, table)| table.iter().flatten().map(move |&number| holder(process, number)))
+        .collect();
+    let mut seen = holders.iter().copied().zip(crate::parallel::map(&holders, |&holder| look(holder)));
+    processes
+        .into_iter()
+        .zip(tables)
+        .map(|(process, table)| {
+            (process, table.map(|table: Vec<i32>| seen.by_ref().take(table.len()).collect()))
+        })
+        .collect()
 }
 
 /// The descriptors of stubs, by table: the index of the process that stands for all who have it.
@@ -119,18 +148,18 @@ fn ours(frozen: &Frozen) -> HashMap<u32, Vec<i32>> {
 
 impl Search {
     /// The table of a process; its new descriptions are added.
-    fn table(&mut self, frozen: &Frozen, index: usize, process: &FrozenProcess) -> Result<DescriptorTable> {
-        let ours = self.ours.remove(&process.index).unwrap_or_default();
+    fn table(
+        &mut self,
+        frozen: &Frozen,
+        process: &FrozenProcess,
+        seen: Vec<Seen>,
+    ) -> Result<DescriptorTable> {
         let mut problems = Problems::new();
         let mut descriptors = Vec::new();
-        for number in read::numbers(process.view, "fd")? {
-            if ours.contains(&number) {
-                continue;
-            }
-            let holder = Holder { process: index, pid: process.view, number };
-            let Some((place, info)) = problems.take(self.descriptor(frozen, process, holder)) else {
-                continue;
-            };
+        for (holder, looked) in seen {
+            let number = holder.number;
+            let found = looked.and_then(|looked| self.descriptor(frozen, process, holder, looked));
+            let Some((place, info)) = problems.take(found) else { continue };
             let description = self.opened[place].description.id;
             self.locks.extend(info.locks.iter().map(|&line| SeenLock { holder, description, line }));
             descriptors.push(Descriptor {
@@ -149,8 +178,8 @@ impl Search {
         frozen: &Frozen,
         process: &FrozenProcess,
         holder: Holder,
+        (key, info): (Key, FdInfo),
     ) -> Result<(usize, FdInfo)> {
-        let (key, info) = look(holder)?;
         let rank = match self.known(&key, holder)? {
             Ok(place) => {
                 self.opened[place].holders.push(holder);

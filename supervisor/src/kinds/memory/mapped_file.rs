@@ -27,6 +27,10 @@ pub(super) fn named(
     writable: bool,
     records: &mut Records,
 ) -> Result<Option<MappedFile>> {
+    let known = (path.clone(), inode, writable);
+    if let Some(file) = records.mapped_files.get(&known) {
+        return Ok(Some(file.clone()));
+    }
     // The kernel gives paths as we see them, whatever root the process has; in another mount namespace, from the root
     // of that.
     let Ok(relative) = path.as_path().strip_prefix("/") else { return Ok(None) };
@@ -46,6 +50,7 @@ pub(super) fn named(
         file.nameless = Some(observe_content(records, opened.as_fd(), path)?.id);
         file.embedded = true;
     }
+    records.mapped_files.insert(known, file.clone());
     Ok(Some(file))
 }
 

@@ -19,30 +19,17 @@ const MAPPINGS_A_RECORD: usize = 4096;
 /// All mappings that can't be kept.
 pub fn observe(frozen: &mut Frozen, records: &mut Records) -> Result<()> {
     let mut problems = Problems::new();
-    let mut known: Vec<Known> = Vec::new();
-    let mut places: HashMap<u32, usize> = HashMap::new();
-    for index in 0..frozen.processes.len() {
-        let Some(process) = frozen.processes.get_mut(index) else { continue };
-        if process.threads.is_empty() || process.shares.memory != process.index {
-            continue;
+    let mut known = problems.take(known(frozen, records)).unwrap_or_default();
+    problems.take(policy::observe(frozen, &mut known));
+    for Known { index, mappings, .. } in &known {
+        if let Some(process) = frozen.processes.get_mut(*index) {
+            problems.take(ring::are_own(process, mappings));
         }
-        let memory = MemoryId(process.index);
-        let Some(layout) = problems.take(layout::layout(process, records)) else { continue };
-        let tree = frozen.processes.as_slice();
-        let Some(process) = tree.get(index) else { continue };
-        let mut mappings = Vec::with_capacity(process.maps.len());
-        for line in &process.maps {
-            let mapping = mapping(At { tree, process, line }, records)
-                .map_err(|error| error.about(process.subject().address(line.start)));
-            mappings.extend(problems.take(mapping));
-        }
-        if let Some(process) = frozen.processes.get_mut(index) {
-            problems.take(policy::observe(process, &mut mappings));
-            problems.take(ring::are_own(process, &mappings));
-        }
-        push(memory, layout, &mappings, records);
-        places.insert(memory.0, known.len());
-        known.push(Known { index, mappings });
+    }
+    let places: HashMap<u32, usize> =
+        known.iter().enumerate().map(|(place, known)| (known.memory().0, place)).collect();
+    for known in &mut known {
+        push(known.memory(), known.layout.take(), &known.mappings, records);
     }
     let by_id: HashMap<TaskId, &FrozenProcess> =
         frozen.processes.iter().map(|process| (process.id, process)).collect();
@@ -61,14 +48,54 @@ pub fn observe(frozen: &mut Frozen, records: &mut Records) -> Result<()> {
     problems.finish()
 }
 
-/// The mappings of a process, by its place among all.
-struct Known {
-    index: usize,
-    mappings: Vec<Mapping>,
+/// The memory of a process, by its place among all.
+pub(super) struct Known {
+    pub(super) index: usize,
+    /// Until it is recorded.
+    layout: Option<Layout>,
+    pub(super) mappings: Vec<Mapping>,
 }
 
-fn push(memory: MemoryId, layout: Layout, mappings: &[Mapping], records: &mut Records) {
-    let mut layout = Some(layout);
+impl Known {
+    fn memory(&self) -> MemoryId {
+        MemoryId(u32::try_from(self.index).unwrap_or(u32::MAX))
+    }
+}
+
+/// What every memory has mapped. A memory that several processes share is looked at in the first of them.
+///
+/// # Errors
+/// All mappings that can't be kept.
+fn known(frozen: &mut Frozen, records: &mut Records) -> Result<Vec<Known>> {
+    let mut problems = Problems::new();
+    let mut known = Vec::new();
+    let question = layout::Question::new();
+    let has_memory = |process: &FrozenProcess| process.shares.memory == process.index;
+    let outcomes = frozen.run_in_some(|process| has_memory(process).then_some(&question.batch));
+    let told = frozen.map_processes(|process| has_memory(process).then(|| layout::Told::about(process)));
+    let living = frozen.processes.iter().enumerate().filter(|(_, process)| !process.threads.is_empty());
+    let places: Vec<usize> = living.map(|(index, _)| index).collect();
+    for ((index, outcome), told) in places.into_iter().zip(outcomes).zip(told) {
+        let (Some(outcome), Some(told)) = (outcome, told) else { continue };
+        let (Some(outcome), Some(told)) = (problems.take(outcome), problems.take(told)) else { continue };
+        let Some(process) = frozen.processes.get_mut(index) else { continue };
+        let layout = question.layout(process, &outcome, told, records);
+        let Some(layout) = problems.take(layout) else { continue };
+        let tree = frozen.processes.as_slice();
+        let Some(process) = tree.get(index) else { continue };
+        let mut mappings = Vec::with_capacity(process.maps.len());
+        for line in &process.maps {
+            let mapping = mapping(At { tree, process, line }, records)
+                .map_err(|error| error.about(process.subject().address(line.start)));
+            mappings.extend(problems.take(mapping));
+        }
+        known.push(Known { index, layout: Some(layout), mappings });
+    }
+    problems.finish()?;
+    Ok(known)
+}
+
+fn push(memory: MemoryId, mut layout: Option<Layout>, mappings: &[Mapping], records: &mut Records) {
     let mut chunks = mappings.chunks(MAPPINGS_A_RECORD);
     let first = chunks.next().unwrap_or_default();
     for chunk in std::iter::once(first).chain(chunks) {

@@ -20,7 +20,7 @@ pub const ENTRY: KindEntry = KindEntry { name: "namespace", observe, plan };
 const SHARED_WITH_US: &[(&str, &str)] = &[("net", "network"), ("uts", "UTS"), ("user", "user")];
 
 /// All that the processes of a tree must share with one another.
-const SHARED_BY_ALL: &[(&str, &str)] = &[
+const SHARED_BY_ALL: [(&str, &str); 7] = [
     ("net", "network"),
     ("uts", "UTS"),
     ("ipc", "IPC"),
@@ -53,14 +53,17 @@ fn observe(frozen: &mut Frozen, records: &mut Records) -> Result<()> {
             root.subject()
         ));
     }
-    for process in frozen.processes.iter().skip(1).filter(|process| !process.threads.is_empty()) {
-        for (file, name) in SHARED_BY_ALL {
-            if namespace(process.view, file) != namespace(root.view, file) {
-                let what = format!("it is in another {name} namespace than the first process of its tree");
-                problems.push(refusal(process, &what));
-            }
-        }
-    }
+    let of_root = SHARED_BY_ALL.map(|(file, _)| namespace(root.view, file));
+    let refusals = frozen.map_processes(|process| {
+        let others = SHARED_BY_ALL.iter().zip(&of_root);
+        let others = others.filter(|((file, _), of_root)| namespace(process.view, file) != **of_root);
+        let refusal = |((_, name), _): (&(&str, &str), _)| {
+            let what = format!("it is in another {name} namespace than the first process of its tree");
+            refusal(process, &what)
+        };
+        others.map(refusal).collect::<Vec<_>>()
+    });
+    refusals.into_iter().flatten().for_each(|refusal| problems.push(refusal));
     problems.finish()
 }
 

@@ -1,8 +1,8 @@
 //! Memory segments that a process has made for itself (modify_ldt(2), set_thread_area(2)), and addresses with tags (LAM):
 //! what 64-bit programs hardly ever have. Refused, so that nothing is lost silently.
 
-use crate::error::{Error, Result, code};
-use crate::frozen::{FrozenProcess, run_in_all};
+use crate::error::{Error, Problems, Result, code};
+use crate::frozen::{Frozen, FrozenProcess};
 use crate::stub::batch::{Batch, CallIndex, Data, Outcome};
 
 /// Entries of the global table that a thread may set, if the kernel runs 32-bit programs.
@@ -14,34 +14,64 @@ const EMPTY: u32 = 0x28;
 /// `ARCH_GET_UNTAG_MASK`.
 const GET_UNTAG_MASK: u32 = 0x4001;
 
-/// Refuses a process with segments of its own.
+/// Refuses processes with segments of their own.
 ///
 /// # Errors
-/// [`code::TASK_STATE`]; what the stubs say.
-pub(super) fn refuse(process: &mut FrozenProcess) -> Result<()> {
-    let mut batch = Batch::new();
-    let mask = batch.room(8);
-    let call = batch.call("asking for tags", libc::SYS_arch_prctl, [GET_UNTAG_MASK.into(), mask.into()]);
-    // Few filters know this call. What is behind one that forbids it can't have made it, unless before.
-    let is_free = process.threads.iter().all(|thread| thread.filters.is_empty());
-    let table = is_free.then(|| {
-        let room = batch.room(8);
-        batch.call("reading the table of segments", libc::SYS_modify_ldt, [0.into(), room.into(), 8.into()])
-    });
-    let outcome = process.run(&batch)?;
-    let because = |what: &str| Error::new(code::TASK_STATE, what);
-    if outcome.get(call).is_ok() && outcome.word(mask, 0) != u64::MAX {
-        return Err(because("its addresses carry tags (LAM)"));
+/// [`code::TASK_STATE`], all at once; what the stubs say.
+pub(super) fn refuse(frozen: &mut Frozen) -> Result<()> {
+    let mut problems = Problems::new();
+    let (few, many) = (Question::new(false), Question::new(true));
+    // Few filters know these calls. What is behind one that forbids them can't have made segments, unless before.
+    let question = |process: &FrozenProcess| {
+        if process.threads.iter().all(|thread| thread.filters.is_empty()) { &many } else { &few }
+    };
+    let answers = frozen.run_in_some(|process| Some(&question(process).batch));
+    let (batch, entries) = entries();
+    let of_threads = frozen.run_in_threads(&batch);
+    for ((process, answer), of_threads) in frozen.living().zip(answers).zip(of_threads) {
+        let answer = answer.and_then(|answer| problems.take(answer));
+        let found = answer.and_then(|answer| question(process).found(&answer));
+        let of_threads = problems.take(of_threads).unwrap_or_default();
+        let is_set = |answer: &Outcome| entries.iter().any(|question| is_set(answer, *question));
+        let found = found.or_else(|| {
+            of_threads.iter().any(is_set).then_some("it has segments of its own (set_thread_area)")
+        });
+        if let Some(what) = found {
+            problems.push(Error::new(code::TASK_STATE, what).about(process.subject()));
+        }
     }
-    if table.is_some_and(|table| outcome.get(table).is_ok_and(|length| length > 0)) {
-        return Err(because("it has segments of its own (modify_ldt)"));
+    problems.finish()
+}
+
+/// What a process is asked.
+struct Question {
+    batch: Batch,
+    tags: (CallIndex, Data),
+    table: Option<CallIndex>,
+}
+
+impl Question {
+    fn new(of_the_table: bool) -> Self {
+        let mut batch = Batch::new();
+        let mask = batch.room(8);
+        let arguments = [GET_UNTAG_MASK.into(), mask.into()];
+        let tags = (batch.call("asking for tags", libc::SYS_arch_prctl, arguments), mask);
+        let table = of_the_table.then(|| {
+            let arguments = [0.into(), batch.room(8).into(), 8.into()];
+            batch.call("reading the table of segments", libc::SYS_modify_ldt, arguments)
+        });
+        Self { batch, tags, table }
     }
-    let (batch, questions) = entries();
-    let answers = run_in_all(&mut process.threads, &batch)?;
-    if answers.iter().any(|answer| questions.iter().any(|question| is_set(answer, *question))) {
-        return Err(because("it has segments of its own (set_thread_area)"));
+
+    /// What stands in the way of a dump.
+    fn found(&self, answer: &Outcome) -> Option<&'static str> {
+        let (call, mask) = self.tags;
+        if answer.get(call).is_ok() && answer.word(mask, 0) != u64::MAX {
+            return Some("its addresses carry tags (LAM)");
+        }
+        let has_table = |table| answer.get(table).is_ok_and(|length| length > 0);
+        self.table.is_some_and(has_table).then_some("it has segments of its own (modify_ldt)")
     }
-    Ok(())
 }
 
 fn entries() -> (Batch, [(CallIndex, Data); 3]) {

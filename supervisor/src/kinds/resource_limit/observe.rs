@@ -2,9 +2,9 @@
 
 use super::LENGTH;
 use crate::error::{Problems, Result};
-use crate::frozen::{Frozen, FrozenProcess};
+use crate::frozen::Frozen;
 use crate::records::Records;
-use crate::stub::batch::{Argument, Batch};
+use crate::stub::batch::{Argument, Batch, Data};
 use vckpt_image_format::record::resource_limit::{Limit, NAMES, ResourceLimit};
 
 /// Gives the records of limits.
@@ -13,15 +13,20 @@ use vckpt_image_format::record::resource_limit::{Limit, NAMES, ResourceLimit};
 /// Whatever the stub says.
 pub fn observe(frozen: &mut Frozen, records: &mut Records) -> Result<()> {
     let mut problems = Problems::new();
-    for process in frozen.living() {
-        if let Some(record) = problems.take(observe_process(process)) {
-            records.push(record);
+    let (batch, questions) = ask();
+    let outcomes = frozen.run_in_processes(&batch);
+    for (process, outcome) in frozen.living().zip(outcomes) {
+        if let Some(outcome) = problems.take(outcome) {
+            let limit = |&data| Limit { soft: outcome.word(data, 0), hard: outcome.word(data, 1) };
+            records
+                .push(ResourceLimit { process: process.id, limits: questions.iter().map(limit).collect() });
         }
     }
     problems.finish()
 }
 
-fn observe_process(process: &mut FrozenProcess) -> Result<ResourceLimit> {
+/// Asks for all limits.
+fn ask() -> (Batch, Vec<Data>) {
     let mut batch = Batch::new();
     let ask = |number: usize| {
         let limit = batch.room(LENGTH);
@@ -29,8 +34,6 @@ fn observe_process(process: &mut FrozenProcess) -> Result<ResourceLimit> {
         batch.must("reading a limit", libc::SYS_prlimit64, arguments);
         limit
     };
-    let questions: Vec<_> = (0..NAMES.len()).map(ask).collect();
-    let outcome = process.run(&batch)?;
-    let limit = |data| Limit { soft: outcome.word(data, 0), hard: outcome.word(data, 1) };
-    Ok(ResourceLimit { process: process.id, limits: questions.into_iter().map(limit).collect() })
+    let questions = (0..NAMES.len()).map(ask).collect();
+    (batch, questions)
 }

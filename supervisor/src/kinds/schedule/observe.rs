@@ -2,7 +2,7 @@
 
 use super::{IOPRIO_WHO_PROCESS, attributes, autogroup};
 use crate::error::{Problems, Result};
-use crate::frozen::{Frozen, run_in_all};
+use crate::frozen::Frozen;
 use crate::records::Records;
 use crate::stub::batch::{Argument, Batch, CallIndex, Data, Outcome};
 use crate::sys::schedule;
@@ -24,9 +24,9 @@ pub fn observe(frozen: &mut Frozen, records: &mut Records) -> Result<()> {
     let host = Host { online: online(), slice: schedule::own_slice() };
     let (batch, questions) = Questions::ask();
     let mut problems = Problems::new();
-    for process in frozen.living() {
-        let (id, subject) = (process.id, process.subject());
-        let answers = run_in_all(&mut process.threads, &batch).map_err(|error| error.about(subject));
+    let answers = frozen.run_in_threads(&batch);
+    for (process, answers) in frozen.living().zip(answers) {
+        let id = process.id;
         if let Some(answers) = problems.take(answers) {
             let answers = process.threads.iter().zip(&answers);
             let threads =

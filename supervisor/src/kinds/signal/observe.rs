@@ -38,8 +38,11 @@ pub fn observe(frozen: &mut Frozen, records: &mut Records) -> Result<()> {
         .flat_map(|process| process.threads.iter().map(|thread| (thread.tid, thread.id)))
         .collect();
     let mut problems = Problems::new();
-    for process in frozen.living() {
-        if let Some((signal, alarm, degraded)) = problems.take(observe_process(process, &names)) {
+    let timers = frozen.map_processes(|process| alarm::observe::list(process, &names));
+    let looks = first_looks(frozen, &timers);
+    for ((process, timers), first) in frozen.living().zip(timers).zip(looks) {
+        let observed = timers.and_then(|timers| observe_process(process, &timers, first));
+        if let Some((signal, alarm, degraded)) = problems.take(observed) {
             records.degraded.extend(degraded);
             records.push(signal);
             records.push(alarm);
@@ -48,19 +51,42 @@ pub fn observe(frozen: &mut Frozen, records: &mut Records) -> Result<()> {
     problems.finish()
 }
 
-/// The signals and timers of a process, and what of them will not be exact.
+/// Looks at the processes of one thread, whose looks are single questions, all at the same time. Nothing for others.
+fn first_looks(
+    frozen: &mut Frozen,
+    timers: &[Result<Vec<alarm::observe::Listed>>],
+) -> Vec<Option<Result<Looked>>> {
+    let mut timers = timers.iter();
+    let mut questions = Vec::with_capacity(timers.len());
+    frozen.living().for_each(|process| {
+        let timers = timers.next().and_then(|timers| timers.as_ref().ok());
+        let timers = timers.filter(|_| process.threads.len() == 1);
+        questions.push(timers.map(|timers| (Questions::ask(timers), timers)));
+    });
+    let mut asked = questions.iter();
+    let outcomes = frozen.run_in_some(|_| asked.next()?.as_ref().map(|(question, _)| &question.batch));
+    let answers = frozen.living().zip(outcomes).zip(&questions);
+    answers
+        .map(|((process, outcome), question)| {
+            let (questions, timers) = question.as_ref()?;
+            Some(outcome?.map(|outcome| questions.looked(process.id, timers, &outcome)))
+        })
+        .collect()
+}
+
+/// The signals and timers of a process, and what of them will not be exact. It may have been looked at before.
 fn observe_process(
     process: &mut FrozenProcess,
-    names: &BTreeMap<i32, TaskId>,
+    timers: &[alarm::observe::Listed],
+    first: Option<Result<Looked>>,
 ) -> Result<(Signal, Alarm, Vec<String>)> {
     let subject = process.subject();
-    let timers = alarm::observe::list(process, names)?;
-    let mut looked = look(process, &timers)?;
+    let mut looked = first.unwrap_or_else(|| look(process, timers))?;
     for _ in 1..MOST_LOOKS {
         if looked.settled {
             break;
         }
-        looked = look(process, &timers)?;
+        looked = look(process, timers)?;
     }
     let mut alarm = looked.alarm;
     let queues = queues(process, &looked.waiting).map_err(|error| error.about(subject.clone()))?;
@@ -141,6 +167,38 @@ impl ThreadQuestions {
     }
 }
 
+/// Questions to a process: one batch, so that nothing comes between them that could not be told.
+struct Questions {
+    batch: Batch,
+    before: Data,
+    times: alarm::observe::Questions,
+    thread: ThreadQuestions,
+    actions: Vec<(u32, CallIndex, Data)>,
+}
+
+impl Questions {
+    fn ask(timers: &[alarm::observe::Listed]) -> Self {
+        let mut batch = Batch::new();
+        let before = ask_waiting(&mut batch);
+        let times = alarm::observe::Questions::ask(&mut batch, timers);
+        let thread = ThreadQuestions::ask(&mut batch);
+        let actions = ask_actions(&mut batch);
+        Self { batch, before, times, thread, actions }
+    }
+
+    /// What the leader says of itself and its process.
+    fn looked(&self, process: TaskId, timers: &[alarm::observe::Listed], outcome: &Outcome) -> Looked {
+        let waiting = outcome.word(self.thread.waiting, 0);
+        Looked {
+            actions: read_actions(&self.actions, outcome),
+            stacks: vec![self.thread.stack(outcome)],
+            waiting: vec![waiting],
+            alarm: self.times.alarm(process, timers, outcome),
+            settled: outcome.word(self.before, 0) == waiting,
+        }
+    }
+}
+
 fn ask_waiting(batch: &mut Batch) -> Data {
     let waiting = batch.room(8);
     batch.must(
@@ -157,28 +215,21 @@ fn look(process: &mut FrozenProcess, timers: &[alarm::observe::Listed]) -> Resul
     let thread_questions = ThreadQuestions::ask(&mut thread_batch);
     let others = ask_threads(process, &thread_batch).map_err(|error| error.about(subject.clone()))?;
 
-    let mut batch = Batch::new();
-    let before = ask_waiting(&mut batch);
-    let times = alarm::observe::Questions::ask(&mut batch, timers);
-    let questions = ThreadQuestions::ask(&mut batch);
-    let actions = ask_actions(&mut batch);
-    let outcome = process.run(&batch)?;
-    let mut settled = outcome.word(before, 0) == outcome.word(questions.waiting, 0);
+    let questions = Questions::ask(timers);
+    let outcome = process.run(&questions.batch)?;
+    let mut looked = questions.looked(process.id, timers, &outcome);
 
     let for_threads = timers.iter().any(alarm::observe::Listed::is_for_a_thread);
     if for_threads && !others.is_empty() {
         let again = ask_threads(process, &thread_batch).map_err(|error| error.about(subject))?;
         let waiting = |outcome: &Outcome| outcome.word(thread_questions.waiting, 0);
-        settled &= others.iter().map(waiting).eq(again.iter().map(waiting));
+        looked.settled &= others.iter().map(waiting).eq(again.iter().map(waiting));
     }
-    let mut stacks = vec![questions.stack(&outcome)];
-    let mut waiting = vec![outcome.word(questions.waiting, 0)];
     for other in &others {
-        stacks.push(thread_questions.stack(other));
-        waiting.push(other.word(thread_questions.waiting, 0));
+        looked.stacks.push(thread_questions.stack(other));
+        looked.waiting.push(other.word(thread_questions.waiting, 0));
     }
-    let alarm = times.alarm(process.id, timers, &outcome);
-    Ok(Looked { actions: read_actions(actions, &outcome), stacks, waiting, alarm, settled })
+    Ok(looked)
 }
 
 /// Asks all threads but the leader.
@@ -195,8 +246,8 @@ fn ask_actions(batch: &mut Batch) -> Vec<(u32, CallIndex, Data)> {
     (1..=SIGNAL_COUNT).map(ask).collect()
 }
 
-fn read_actions(questions: Vec<(u32, CallIndex, Data)>, outcome: &Outcome) -> Vec<Action> {
-    let actions = questions.into_iter().map(|(signal, _, data)| Action {
+fn read_actions(questions: &[(u32, CallIndex, Data)], outcome: &Outcome) -> Vec<Action> {
+    let actions = questions.iter().map(|&(signal, _, data)| Action {
         signal,
         handler: outcome.word(data, 0),
         flags: outcome.word(data, 1),

@@ -1,7 +1,7 @@
 //! Observing threads.
 
 use crate::error::{Error, Problems, Result, code};
-use crate::frozen::{Frozen, FrozenThread, run_in_all};
+use crate::frozen::{Frozen, FrozenThread};
 use crate::records::Records;
 use crate::stub::batch::{Batch, CallIndex, Data, Outcome};
 use crate::sys::{process, ptrace};
@@ -31,12 +31,10 @@ const GET_CPUID: i32 = 0x1011;
 pub fn observe(frozen: &mut Frozen, records: &mut Records) -> Result<()> {
     let mut problems = Problems::new();
     let question = Question::new();
-    for process in frozen.living() {
+    let answers = frozen.run_in_threads(&question.batch);
+    for (process, answers) in frozen.living().zip(answers) {
         let (id, subject) = (process.id, process.subject());
-        let answers = run_in_all(&mut process.threads, &question.batch);
-        let Some(answers) = problems.take(answers.map_err(|error| error.about(subject.clone()))) else {
-            continue;
-        };
+        let Some(answers) = problems.take(answers) else { continue };
         for (thread, answer) in process.threads.iter().zip(answers) {
             if thread.agent.loses_its_call() {
                 records.degraded.push(format!(

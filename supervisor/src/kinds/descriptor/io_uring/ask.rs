@@ -8,7 +8,7 @@ use super::observe::{self, Looked, Watch};
 use super::sound;
 use super::under_way;
 use crate::error::{Error, Problems, Result, Subject, code};
-use crate::frozen::{Frozen, FrozenProcess, FrozenThread, run_in_all};
+use crate::frozen::{Frozen, FrozenProcess, FrozenThread, run_side_by_side};
 use crate::records::Records;
 use crate::stub::batch::Batch;
 use crate::sys::io_uring::{self, BUFFER_STATUS, GET_EVENTS, GROUPS, REGISTER_PROBE};
@@ -134,17 +134,21 @@ fn registered(frozen: &mut Frozen, rings: &mut [Looked]) -> Result<()> {
             batch.call("asking for a registered ring", libc::SYS_io_uring_enter, arguments)
         })
         .collect();
-    for index in 0..frozen.processes.len() {
-        let Some(process) = frozen.processes.get_mut(index) else { continue };
+    let has_ring = |rings: &[Looked], table| {
+        rings.iter().any(|ring| ring.holders.iter().any(|holder| holder.process == table))
+    };
+    // Under a filter nothing is asked without need: it may forbid that.
+    let is_asked = |process: &FrozenProcess| {
+        process.threads.iter().all(|thread| thread.filters.is_empty())
+            || has_ring(rings, process.shares.descriptors as usize)
+    };
+    let mut processes: Vec<_> = frozen.living().filter(|process| is_asked(process)).collect();
+    let threads = processes.iter_mut().flat_map(|process| process.threads.iter_mut());
+    let mut answers = run_side_by_side(threads.map(|thread| (thread, &batch))).into_iter();
+    for process in processes {
         let (subject, table) = (process.subject(), process.shares.descriptors as usize);
-        let has_ring = rings.iter().any(|ring| ring.holders.iter().any(|holder| holder.process == table));
-        // Under a filter nothing is asked without need: it may forbid that.
-        if !has_ring && process.threads.iter().any(|thread| !thread.filters.is_empty()) {
-            continue;
-        }
-        let answers =
-            run_in_all(&mut process.threads, &batch).map_err(|error| error.about(subject.clone()))?;
-        for (thread, answer) in process.threads.iter().zip(answers) {
+        for (thread, answer) in process.threads.iter().zip(answers.by_ref()) {
+            let answer = answer.map_err(|error| error.about(subject.clone()))?;
             let numbers = (0..NUMBERS).zip(&asked).filter(|&(_, &call)| {
                 matches!(answer.get(call), Ok(_) | Err(Errno::EBADFD | Errno::EOWNERDEAD))
             });

@@ -11,9 +11,9 @@
 mod witness;
 
 use crate::error::{Error, Problems, Result, Subject, code};
-use crate::frozen::{Frozen, FrozenProcess, run_in_all};
+use crate::frozen::{Frozen, FrozenProcess};
 use crate::records::Records;
-use crate::stub::batch::{Batch, CallIndex};
+use crate::stub::batch::{Batch, CallIndex, Outcome};
 use crate::sys::landlock;
 use nix::errno::Errno;
 use vckpt_image_format::TaskId;
@@ -38,9 +38,14 @@ pub(super) fn observe(frozen: &mut Frozen, records: &mut Records) -> Result<()> 
     }
     let mut problems = Problems::new();
     let mut witnesses = Witnesses::default();
-    for process in frozen.living() {
+    let (batch, call) = question_about_us();
+    let answers = frozen.run_in_threads(&batch);
+    for (process, answers) in frozen.living().zip(answers) {
         let subject = process.subject();
-        let found = look(process, &mut witnesses);
+        // Who is in another PID namespace does not know us, but maybe somebody else by our number.
+        let is_near = process.identity.ids.len() == 1;
+        let answers = if is_near { answers } else { Ok(Vec::new()) };
+        let found = answers.and_then(|answers| look(process, call, &answers, &mut witnesses));
         let Some(found) = problems.take(found.map_err(|error| error.about(subject.clone()))) else {
             continue;
         };
@@ -80,11 +85,13 @@ fn refusal(thread: TaskId, subject: &Subject) -> Box<Error> {
         .about(subject.clone())
 }
 
-fn look(process: &mut FrozenProcess, witnesses: &mut Witnesses) -> Result<Vec<(TaskId, Finding)>> {
-    let (batch, call) = question_about_us();
-    // Who is in another PID namespace does not know us.
-    let is_near = process.identity.ids.len() == 1;
-    let answers = if is_near { run_in_all(&mut process.threads, &batch)? } else { Vec::new() };
+/// What can be told of the threads of a process, of which some may have answered the question about us.
+fn look(
+    process: &mut FrozenProcess,
+    call: CallIndex,
+    answers: &[Outcome],
+    witnesses: &mut Witnesses,
+) -> Result<Vec<(TaskId, Finding)>> {
     let mut found = Vec::with_capacity(process.threads.len());
     for index in 0..process.threads.len() {
         let is_free = answers.get(index).is_some_and(|answer| answer.get(call).is_ok());
