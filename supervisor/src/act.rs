@@ -26,11 +26,15 @@ pub fn act(plan: &Plan, restoring: &mut Restoring<'_>, progress: &mut Follow<'_>
                 Step::Batch { thread, purpose, batch } => waiting.add(restoring, *thread, purpose, batch)?,
                 Step::Action(action) => {
                     waiting.run(restoring)?;
+                    if !action.overlaps() {
+                        restoring.settle()?;
+                    }
                     action.act(restoring)?;
                 }
             }
         }
         waiting.run(restoring)?;
+        restoring.settle()?;
         restoring.enter(stage)?;
         debug!(?stage, "done");
     }
@@ -64,6 +68,10 @@ impl Waiting {
     }
 
     fn run(&mut self, restoring: &mut Restoring<'_>) -> Result<()> {
+        if self.batches.is_empty() {
+            return Ok(());
+        }
+        restoring.settle()?;
         let batches = std::mem::take(&mut self.batches);
         for (thread, _, batch) in &batches {
             restoring.puppet(*thread)?.send(batch)?;

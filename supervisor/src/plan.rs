@@ -57,6 +57,12 @@ pub trait Action: fmt::Debug {
     /// # Errors
     /// Why it could not be done; the whole restore is then undone.
     fn act(&self, restoring: &mut Restoring<'_>) -> Result<()>;
+
+    /// Whether the next step, if that overlaps too, may be taken while puppets still do what this one has
+    /// [begun](Restoring::begin). So it needs nothing of what other steps like it do.
+    fn overlaps(&self) -> bool {
+        false
+    }
 }
 
 /// One step.

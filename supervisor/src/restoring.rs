@@ -2,6 +2,8 @@
 //!
 //! Dropping it before the release ends every puppet and removes every path that was made: nothing is left behind.
 
+mod under_way;
+
 use crate::clocks::Clocks;
 use crate::error::{Error, Result, Subject, code};
 use crate::kinds::descriptor::internet::revive::{self, Revived};
@@ -20,6 +22,7 @@ use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+use under_way::UnderWay;
 use vckpt_image_format::reader::Image;
 use vckpt_image_format::record::description::Description;
 use vckpt_image_format::{DescriptionId, NamelessFileId, RingId, SegmentId, SocketId, TaskId, TerminalId};
@@ -71,6 +74,7 @@ pub struct Restoring<'image> {
     /// A process that leads the session of the root until the tree is made.
     leader: Option<Puppet>,
     root: TaskId,
+    under_way: UnderWay,
 }
 
 /// What is left when a restore has succeeded.
@@ -110,6 +114,7 @@ impl<'image> Restoring<'image> {
             init: None,
             leader: None,
             root,
+            under_way: UnderWay::default(),
         }
     }
 
@@ -246,6 +251,10 @@ fn without_clocks(given: Result<()>) -> Option<String> {
     Some(format!("the monotonic clocks are those of this host, which are behind: {} ({why})", error.what))
 }
 
+fn no_puppet(thread: TaskId) -> Box<Error> {
+    Error::new(code::INTERNAL, "a step for a task that has no puppet").about(Subject::task(thread.0, "task"))
+}
+
 /// How long a failed restore waits for the end of its puppets.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -277,15 +286,21 @@ fn still_there(dying: Running) -> Option<Running> {
 }
 
 impl Restoring<'_> {
-    /// The puppet of a thread.
+    /// The puppet of a thread, which has done whatever was begun with it.
+    ///
+    /// # Errors
+    /// [`code::INTERNAL`] if there is none; what came of what was begun.
+    pub fn puppet(&mut self, thread: TaskId) -> Result<&mut Puppet> {
+        self.settle_thread(thread)?;
+        self.puppets.get_mut(&thread).ok_or_else(|| no_puppet(thread))
+    }
+
+    /// The puppet of a thread, which may still do what was begun with it: for what does not change.
     ///
     /// # Errors
     /// [`code::INTERNAL`] if there is none.
-    pub fn puppet(&mut self, thread: TaskId) -> Result<&mut Puppet> {
-        self.puppets.get_mut(&thread).ok_or_else(|| {
-            Error::new(code::INTERNAL, "a step for a task that has no puppet")
-                .about(Subject::task(thread.0, "task"))
-        })
+    pub fn known_puppet(&self, thread: TaskId) -> Result<&Puppet> {
+        self.puppets.get(&thread).ok_or_else(|| no_puppet(thread))
     }
 
     /// Runs a batch in a thread's puppet and checks that what must not fail did not.

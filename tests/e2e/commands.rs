@@ -81,7 +81,6 @@ fn everything(stage: Stage) {
 fn demo() -> Outcome {
     let mut case = Case::new()?;
     let ran = case.vckpt(&["demo"])?.good()?;
-    ensure!(ran.took < Duration::from_secs(5), "the demo took {:?}", ran.took);
     let text = format!("{}{}", ran.stdout, ran.stderr);
     ensure!(text.lines().count() >= 5, "the demo says only {text:?}");
     ensure!(!text.contains('\x1b'), "colours or cursor movements without a terminal: {text:?}");

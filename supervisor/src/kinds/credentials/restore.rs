@@ -2,11 +2,12 @@
 
 use super::change::{self, Change, Lacking, members};
 use super::credentials;
-use crate::error::{Error, Problems, Result, Subject, code};
+use crate::error::{Error, Result, Subject, code};
 use crate::plan::{Action, Plan, Stage};
 use crate::proc::{id_map, read, status};
 use crate::restoring::Restoring;
-use crate::stub::batch::{Argument, Batch};
+use crate::stub::batch::{Argument, Batch, CallIndex};
+use vckpt_image_format::TaskId;
 use vckpt_image_format::reader::Image;
 use vckpt_image_format::record::credentials::{Credentials, ThreadCredentials};
 
@@ -27,21 +28,31 @@ struct SetCredentials(Credentials);
 
 impl Action for SetCredentials {
     fn act(&self, restoring: &mut Restoring<'_>) -> Result<()> {
-        let mut problems = Problems::new();
-        for wanted in &self.0.threads {
-            problems.take(set(restoring, wanted));
+        for (number, wanted) in self.0.threads.iter().enumerate() {
+            let (question, secure_bits) = ask();
+            let (thread, wanted) = (wanted.thread, wanted.clone());
+            restoring.begin(thread, question, move |restoring, outcome| {
+                let has = has(restoring, thread, outcome.get(secure_bits).unwrap_or(0));
+                set(restoring, has, &wanted)?;
+                if number == 0 { tell_hidden_groups(restoring, &wanted) } else { Ok(()) }
+            })?;
         }
-        problems.finish()?;
-        match self.0.threads.first() {
-            Some(leader) => tell_hidden_groups(restoring, leader),
-            None => Ok(()),
-        }
+        Ok(())
+    }
+
+    fn overlaps(&self) -> bool {
+        true
     }
 }
 
-fn set(restoring: &mut Restoring<'_>, wanted: &ThreadCredentials) -> Result<()> {
+/// Makes of the credentials that a thread has those that it shall have.
+fn set(
+    restoring: &mut Restoring<'_>,
+    has: Result<ThreadCredentials>,
+    wanted: &ThreadCredentials,
+) -> Result<()> {
     let subject = Subject { task: Some(wanted.thread.0), ..Subject::default() };
-    let has = current(restoring, wanted).map_err(|error| error.about(subject.clone()))?;
+    let has = has.map_err(|error| error.about(subject.clone()))?;
     let lacking = change::lacking(&has, wanted);
     refuse(lacking).map_err(|error| error.about(subject.clone()))?;
     if lacking.bounding != 0 {
@@ -82,13 +93,24 @@ fn tell_hidden_groups(restoring: &mut Restoring<'_>, leader: &ThreadCredentials)
 }
 
 /// The credentials that a puppet has.
-fn current(restoring: &mut Restoring<'_>, wanted: &ThreadCredentials) -> Result<ThreadCredentials> {
+fn current(restoring: &mut Restoring<'_>, thread: TaskId) -> Result<ThreadCredentials> {
+    let (batch, secure_bits) = ask();
+    let bits = restoring.run(thread, &batch)?.get(secure_bits).unwrap_or(0);
+    has(restoring, thread, bits)
+}
+
+/// What a puppet has to be asked for.
+fn ask() -> (Batch, CallIndex) {
     let mut batch = Batch::new();
     let option = Argument::from(libc::PR_GET_SECUREBITS);
     let secure_bits = batch.must("reading the secure bits", libc::SYS_prctl, [option]);
-    let bits = restoring.run(wanted.thread, &batch)?.get(secure_bits).unwrap_or(0);
-    let status = status::parse(&read::file(restoring.system_id(wanted.thread)?, "status")?)?;
-    Ok(credentials(wanted.thread, status, u32::try_from(bits).unwrap_or(0)))
+    (batch, secure_bits)
+}
+
+/// The credentials of a puppet that has these secure bits.
+fn has(restoring: &Restoring<'_>, thread: TaskId, secure_bits: u64) -> Result<ThreadCredentials> {
+    let status = status::parse(&read::file(restoring.known_puppet(thread)?.tid, "status")?)?;
+    Ok(credentials(thread, status, u32::try_from(secure_bits).unwrap_or(0)))
 }
 
 fn refuse(lacking: Lacking) -> Result<()> {
@@ -137,7 +159,7 @@ fn explain(
 /// Fails if the thread has not become what it shall be: `setfsuid(2)` does not say when it fails, and more rights than
 /// it had are never left to it.
 fn verify(restoring: &mut Restoring<'_>, wanted: &ThreadCredentials, lacking: Lacking) -> Result<()> {
-    let has = current(restoring, wanted)?;
+    let has = current(restoring, wanted.thread)?;
     let mut expected = wanted.clone();
     expected.capabilities.bounding &= !lacking.bounding;
     let rest = change::changes(&has, &expected);

@@ -73,7 +73,11 @@ impl Action for PlaceDescriptors {
             };
             sent.push(description.as_raw_fd());
         }
-        restoring.run(self.process, &batch(&self.moves, &sent)).map(drop)
+        restoring.begin(self.process, batch(&self.moves, &sent), |_, _| Ok(()))
+    }
+
+    fn overlaps(&self) -> bool {
+        true
     }
 }
 

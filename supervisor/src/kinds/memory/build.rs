@@ -55,15 +55,20 @@ impl Action for BuildMemory {
     fn act(&self, restoring: &mut Restoring<'_>) -> Result<()> {
         build(restoring, &self.plan)
     }
+
+    fn overlaps(&self) -> bool {
+        true
+    }
 }
 
-/// Builds a memory.
+/// Builds a memory. The last of it is still [under way](Restoring::begin) then.
 ///
 /// # Errors
 /// What is missing on this host, or what the kernel refused.
 pub fn build(restoring: &mut Restoring<'_>, plan: &MemoryPlan) -> Result<()> {
     let about =
         |error: Box<Error>| error.about(Subject::task(plan.process.0, plan.layout.executable.path.clone()));
+    layout::prepare(restoring, plan).map_err(about)?;
     clear::clear(restoring, plan).map_err(about)?;
     let mut builder = Builder::new(plan.process);
     builder.take_keys(restoring, plan).map_err(about)?;

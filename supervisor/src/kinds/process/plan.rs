@@ -43,6 +43,8 @@ pub fn plan(image: &Image, plan: &mut Plan) -> Result<()> {
             early: memories,
         },
     );
+    // Batches that follow one another run at the same time.
+    processes.iter().for_each(|process| values(process, plan));
     for process in &processes {
         state(process, plan);
     }
@@ -135,6 +137,20 @@ pub(super) fn outside(all: &[Process]) -> Option<u32> {
     (root.session != root.id.0).then_some(root.session)
 }
 
+/// What this program sets about a process.
+fn values(process: &Process, plan: &mut Plan) {
+    let Some(living) = &process.living else { return };
+    let score = living.oom_score_adjustment.to_string();
+    let set = |file, shown, written| SetValue { process: process.id, file, shown, written };
+    plan.action(Stage::TaskState, set("oom_score_adj", score.clone(), score));
+    if let Some(filter) = living.core_dump_filter {
+        plan.action(
+            Stage::TaskState,
+            set("coredump_filter", format!("{filter:08x}"), format!("{filter:#x}")),
+        );
+    }
+}
+
 /// What a process sets about itself.
 fn state(process: &Process, plan: &mut Plan) {
     let Some(living) = &process.living else { return };
@@ -156,15 +172,6 @@ fn state(process: &Process, plan: &mut Plan) {
         batch.must("asking for the use of tiles", libc::SYS_arch_prctl, arguments);
     }
     plan.batch(Stage::TaskState, process.id, "process", batch);
-    let score = living.oom_score_adjustment.to_string();
-    let set = |file, shown, written| SetValue { process: process.id, file, shown, written };
-    plan.action(Stage::TaskState, set("oom_score_adj", score.clone(), score));
-    if let Some(filter) = living.core_dump_filter {
-        plan.action(
-            Stage::TaskState,
-            set("coredump_filter", format!("{filter:08x}"), format!("{filter:#x}")),
-        );
-    }
     // Changing credentials clears this, so it comes after them. 2 (readable by root only) can't be asked for.
     let mut batch = Batch::new();
     let dumpable = living.dumpable.min(1);

@@ -4,7 +4,7 @@ use super::LENGTH;
 use crate::error::{Error, Problems, Result, Subject, code};
 use crate::plan::{Action, Plan, Stage};
 use crate::restoring::Restoring;
-use crate::stub::batch::{Argument, Batch, CallIndex};
+use crate::stub::batch::{Argument, Batch, CallIndex, Data, Outcome};
 use nix::errno::Errno;
 use std::fmt;
 use vckpt_image_format::reader::Image;
@@ -41,8 +41,21 @@ fn set(batch: &mut Batch, number: usize, limit: Limit) -> [Argument; 4] {
     [Argument::value(0), number.into(), words.into(), Argument::value(0)]
 }
 
+/// The question for the limit of this number.
+fn ask(number: usize) -> (Batch, Data) {
+    let mut batch = Batch::new();
+    let room = batch.room(LENGTH);
+    let arguments = [Argument::value(0), number.into(), Argument::value(0), room.into()];
+    batch.must("reading a limit", libc::SYS_prlimit64, arguments);
+    (batch, room)
+}
+
+fn answer(room: Data, outcome: &Outcome) -> Limit {
+    Limit { soft: outcome.word(room, 0), hard: outcome.word(room, 1) }
+}
+
 /// Sets the limits of a process, and says which ones it may not have.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct SetLimits(ResourceLimit);
 
 impl SetLimits {
@@ -61,12 +74,8 @@ impl SetLimits {
 
     /// What the limit of this number is now.
     fn has(&self, restoring: &mut Restoring<'_>, number: usize) -> Result<Limit> {
-        let mut batch = Batch::new();
-        let room = batch.room(LENGTH);
-        let arguments = [Argument::value(0), number.into(), Argument::value(0), room.into()];
-        batch.must("reading a limit", libc::SYS_prlimit64, arguments);
-        let outcome = restoring.run(self.0.process, &batch)?;
-        Ok(Limit { soft: outcome.word(room, 0), hard: outcome.word(room, 1) })
+        let (batch, room) = ask(number);
+        Ok(answer(room, &restoring.run(self.0.process, &batch)?))
     }
 
     fn refused(
@@ -92,15 +101,25 @@ impl SetLimits {
 
 impl Action for SetLimits {
     fn act(&self, restoring: &mut Restoring<'_>) -> Result<()> {
-        let (batch, calls) = self.batch(self.has(restoring, PENDING)?);
-        let outcome = restoring.run(self.0.process, &batch)?;
-        let mut problems = Problems::new();
-        for ((number, limit), call) in self.0.limits.iter().enumerate().zip(calls) {
-            if let Err(errno) = outcome.get(call) {
-                problems.push(self.refused(restoring, number, *limit, errno));
-            }
-        }
-        problems.finish()
+        let (question, room) = ask(PENDING);
+        let wanted = self.clone();
+        restoring.begin(self.0.process, question, move |restoring, outcome| {
+            let (batch, calls) = wanted.batch(answer(room, &outcome));
+            let process = wanted.0.process;
+            restoring.begin(process, batch, move |restoring, outcome| {
+                let mut problems = Problems::new();
+                for ((number, limit), call) in wanted.0.limits.iter().enumerate().zip(calls) {
+                    if let Err(errno) = outcome.get(call) {
+                        problems.push(wanted.refused(restoring, number, *limit, errno));
+                    }
+                }
+                problems.finish()
+            })
+        })
+    }
+
+    fn overlaps(&self) -> bool {
+        true
     }
 }
 

@@ -31,17 +31,18 @@ pub struct Release {
 
 impl Action for Release {
     fn act(&self, restoring: &mut Restoring<'_>) -> Result<()> {
-        let all = crate::image::all::<Process>(restoring.image)?;
-        let processes: BTreeMap<TaskId, &Process> = all.iter().map(|process| (process.id, process)).collect();
-        let leaders: Vec<(&Process, EndedLeader)> = all.iter().filter_map(ended_leader).collect();
+        let records = crate::image::all::<Process>(restoring.image)?;
+        let processes: BTreeMap<TaskId, &Process> =
+            records.iter().map(|process| (process.id, process)).collect();
+        let leaders: Vec<(&Process, EndedLeader)> = records.iter().filter_map(ended_leader).collect();
         let call = system_call_in_vdso()?;
-        for id in
-            self.threads.iter().map(|thread| thread.id).chain(leaders.iter().map(|(leader, _)| leader.id))
-        {
-            let puppet = restoring.puppet(id)?;
-            puppet.park()?;
-            puppet.stop()?;
-        }
+        let threads = self.threads.iter().map(|thread| thread.id);
+        let all: Vec<TaskId> = threads.chain(leaders.iter().map(|(leader, _)| leader.id)).collect();
+        // Each step of all of them at the same time.
+        all.iter().try_for_each(|&id| restoring.puppet(id)?.begin_parking())?;
+        all.iter().try_for_each(|&id| restoring.puppet(id)?.finish_parking())?;
+        all.iter().try_for_each(|&id| restoring.puppet(id)?.begin_stopping())?;
+        all.iter().try_for_each(|&id| restoring.puppet(id)?.finish_stopping().map(drop))?;
         let mut memories: BTreeMap<MemoryId, (&LightweightProcess, Registers, Option<u64>)> = BTreeMap::new();
         let mut ended = BTreeMap::new();
         for thread in &self.threads {
@@ -56,7 +57,7 @@ impl Action for Release {
                 memories.entry(living.memory).or_insert((thread, home, call));
             }
         }
-        let areas = crate::kinds::process::family::places(&all)?.areas();
+        let areas = crate::kinds::process::family::places(&records)?.areas();
         for (memory, (thread, home, call)) in memories {
             // Without a vdso the stub's few pages stay: there is no instruction that could unmap them.
             if let Some(call) = call {

@@ -137,9 +137,25 @@ impl Puppet {
     /// # Errors
     /// [`code::STUB_SILENT`], [`code::TARGET_DIED`], [`code::PTRACE`].
     pub fn park(&mut self) -> Result<()> {
+        self.begin_parking()?;
+        self.finish_parking()
+    }
+
+    /// Asks it to end its conversation, as [`Puppet::park`] does, and to stop then.
+    ///
+    /// # Errors
+    /// [`code::STUB_SILENT`].
+    pub fn begin_parking(&mut self) -> Result<()> {
         let mut batch = Batch::new();
         batch.operation("parking", operation::PARK, []);
-        self.send(&batch)?;
+        self.send(&batch)
+    }
+
+    /// Waits until it has ended its conversation.
+    ///
+    /// # Errors
+    /// As [`Puppet::park`].
+    pub fn finish_parking(&mut self) -> Result<()> {
         let (subject, state) = (self.subject(), &mut self.state);
         if let Some(channel) = self.channel.take() {
             channel.expect_end(|| state.look()).map_err(|error| error.about(subject))?;
@@ -152,9 +168,31 @@ impl Puppet {
     /// # Errors
     /// [`code::TARGET_DIED`] or [`code::PTRACE`].
     pub fn stop(&mut self) -> Result<&Stopped> {
-        if let TaskState::Running(running) = self.state.take() {
-            running.interrupt()?;
-            self.state = TaskState::Stopped(running.expect_interruption(Instant::now() + PATIENCE)?);
+        self.begin_stopping()?;
+        self.finish_stopping()
+    }
+
+    /// Asks it to stop, as [`Puppet::stop`] does.
+    ///
+    /// # Errors
+    /// As [`Puppet::stop`].
+    pub fn begin_stopping(&mut self) -> Result<()> {
+        match &self.state {
+            TaskState::Running(running) => running.interrupt(),
+            TaskState::Stopped(_) | TaskState::Gone => Ok(()),
+        }
+    }
+
+    /// Waits until it stands still.
+    ///
+    /// # Errors
+    /// As [`Puppet::stop`].
+    pub fn finish_stopping(&mut self) -> Result<&Stopped> {
+        match self.state.take() {
+            TaskState::Running(running) => {
+                self.state = TaskState::Stopped(running.expect_interruption(Instant::now() + PATIENCE)?);
+            }
+            other @ (TaskState::Stopped(_) | TaskState::Gone) => self.state = other,
         }
         self.stopped()
     }

@@ -1,6 +1,6 @@
 //! The calls that build a memory: gathered, sent when a request is full, and checked for what came of them.
 
-use crate::error::{Error, Result, code};
+use crate::error::{Error, Result, Subject, code};
 use crate::kinds::descriptor::restore::open_again;
 use crate::kinds::memory::mapped_file;
 use crate::restoring::Restoring;
@@ -25,7 +25,7 @@ pub(super) struct Builder {
     /// Segments that were opened for reading only.
     read_only: HashMap<SegmentId, OwnedFd>,
     /// Descriptors that travel with the batch, and the calls' argument for them.
-    sent: HashMap<RawFd, Argument>,
+    pub(super) sent: HashMap<RawFd, Argument>,
 }
 
 impl Builder {
@@ -42,7 +42,7 @@ impl Builder {
         }
     }
 
-    /// Sends what was gathered.
+    /// Sends what was gathered; what comes of it is taken when the puppet is needed next.
     pub(super) fn flush(&mut self, restoring: &mut Restoring<'_>) -> Result<()> {
         let mut batch = std::mem::take(&mut self.batch);
         for argument in std::mem::take(&mut self.sent).into_values() {
@@ -51,20 +51,24 @@ impl Builder {
         if batch.is_empty() {
             return Ok(());
         }
-        let outcome = restoring.run(self.process, &batch)?;
-        for (call, expected) in std::mem::take(&mut self.expected) {
-            let result = outcome.get(call);
-            if result != Ok(expected) {
-                return Err(Error::new(code::MEMORY_ACCESS, "building memory")
-                    .because(format!("{result:?} instead of {expected}")));
+        let (process, expected) = (self.process, std::mem::take(&mut self.expected));
+        let wanted = std::mem::take(&mut self.wanted);
+        restoring.begin(process, batch, move |restoring, outcome| {
+            for (call, expected) in expected {
+                let result = outcome.get(call);
+                if result != Ok(expected) {
+                    return Err(Error::new(code::MEMORY_ACCESS, "building memory")
+                        .because(format!("{result:?} instead of {expected}"))
+                        .about(Subject { task: Some(process.0), ..Subject::default() }));
+                }
             }
-        }
-        for (call, what) in std::mem::take(&mut self.wanted) {
-            if let Err(errno) = outcome.get(call) {
-                restoring.degraded.push(format!("{what} could not be set: {}", errno.desc()));
+            for (call, what) in wanted {
+                if let Err(errno) = outcome.get(call) {
+                    restoring.degraded.push(format!("{what} could not be set: {}", errno.desc()));
+                }
             }
-        }
-        Ok(())
+            Ok(())
+        })
     }
 
     /// Makes room for a few more calls, with this much data.

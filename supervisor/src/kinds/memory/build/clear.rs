@@ -52,7 +52,7 @@ pub(super) fn clear(restoring: &mut Restoring<'_>, plan: &MemoryPlan) -> Result<
             move_mapping(&mut batch, shelter + line.start - base, line.end - line.start, *start);
         }
     }
-    restoring.run(plan.process, &batch).map(drop)
+    restoring.begin(plan.process, batch, |_, _| Ok(()))
 }
 
 fn move_mapping(batch: &mut Batch, from: u64, length: u64, to: u64) {

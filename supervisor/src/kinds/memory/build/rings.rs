@@ -7,6 +7,7 @@
 
 use super::MemoryPlan;
 use super::calls::Builder;
+use super::layout::prepare;
 use crate::error::{Error, Result, code};
 use crate::restoring::Restoring;
 use crate::stub::batch::Batch;
@@ -32,13 +33,16 @@ const CAPACITY: u64 = 4;
 impl Builder {
     /// Makes all contexts.
     pub(super) fn rings(&mut self, restoring: &mut Restoring<'_>, plan: &MemoryPlan) -> Result<()> {
+        let mut made = false;
         for mapping in &plan.mappings {
             if let Source::Ring(ring) = &mapping.source {
                 self.flush(restoring)?;
                 self.make_ring(restoring, mapping, ring)?;
+                made = true;
             }
         }
-        Ok(())
+        // What was prepared lies where the rings were wound up.
+        if made { prepare(restoring, plan) } else { Ok(()) }
     }
 
     fn make_ring(&mut self, restoring: &mut Restoring<'_>, mapping: &Mapping, ring: &Ring) -> Result<()> {
