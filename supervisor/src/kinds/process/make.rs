@@ -3,7 +3,7 @@
 use super::ended::Remains;
 use super::groups::Leaderless;
 use super::sessions::Adoption;
-use crate::error::{Error, Result, Subject, code};
+use crate::error::{Error, Result, code};
 use crate::kinds::descriptor::terminal::pair::restore::take_controlling;
 use crate::kinds::memory::build::{self, MemoryPlan};
 use crate::plan::Action;
@@ -11,7 +11,6 @@ use crate::restoring::Restoring;
 use crate::stub::batch::Batch;
 use crate::stub::puppet::{Child, THREAD_FLAGS};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::fs;
 use vckpt_image_format::TaskId;
 use vckpt_image_format::record::signal::SIGINFO_LENGTH;
 
@@ -289,30 +288,4 @@ fn take_signal(restoring: &mut Restoring<'_>, parent: TaskId, signal: u32) -> Re
     let now = batch.words(&[0, 0]);
     batch.call("taking a signal", libc::SYS_rt_sigtimedwait, [set.into(), 0.into(), now.into(), 8.into()]);
     restoring.run(parent, &batch).map(drop)
-}
-
-/// Sets what a process sets about itself in `/proc`, if it is not so already.
-#[derive(Debug)]
-pub struct SetValue {
-    /// The process.
-    pub process: TaskId,
-    /// The file of `/proc/<pid>`.
-    pub file: &'static str,
-    /// What the kernel shows then.
-    pub shown: String,
-    /// What is written.
-    pub written: String,
-}
-
-impl Action for SetValue {
-    fn act(&self, restoring: &mut Restoring<'_>) -> Result<()> {
-        let path = crate::proc::read::path(restoring.system_id(self.process)?, self.file);
-        if fs::read_to_string(&path).unwrap_or_default().trim() == self.shown {
-            return Ok(());
-        }
-        fs::write(&path, &self.written).map_err(|error| {
-            Error::system(code::TASK_RESTORE, format!("setting {} to {}", self.file, self.shown), error)
-                .about(Subject { task: Some(self.process.0), ..Subject::default() })
-        })
-    }
 }

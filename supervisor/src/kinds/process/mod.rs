@@ -15,6 +15,7 @@ pub mod observe;
 pub mod plan;
 mod segments;
 pub mod sessions;
+pub mod values;
 
 use crate::kinds::KindEntry;
 

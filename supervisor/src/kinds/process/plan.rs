@@ -3,8 +3,9 @@
 use super::ended::Remains;
 use super::family::{Family, Places};
 use super::groups::Groups;
-use super::make::{Birth, MakeProcesses, Member, SetValue};
+use super::make::{Birth, MakeProcesses, Member};
 use super::sessions;
+use super::values::{SetValues, Value};
 use crate::error::{Problems, Result};
 use crate::kinds::memory::plan::{early, memories};
 use crate::plan::{Plan, Stage};
@@ -43,8 +44,7 @@ pub fn plan(image: &Image, plan: &mut Plan) -> Result<()> {
             early: memories,
         },
     );
-    // Batches that follow one another run at the same time.
-    processes.iter().for_each(|process| values(process, plan));
+    plan.action(Stage::TaskState, SetValues(processes.iter().flat_map(values).collect()));
     for process in &processes {
         state(process, plan);
     }
@@ -138,17 +138,16 @@ pub(super) fn outside(all: &[Process]) -> Option<u32> {
 }
 
 /// What this program sets about a process.
-fn values(process: &Process, plan: &mut Plan) {
-    let Some(living) = &process.living else { return };
+fn values(process: &Process) -> Vec<Value> {
+    let Some(living) = &process.living else { return Vec::new() };
     let score = living.oom_score_adjustment.to_string();
-    let set = |file, shown, written| SetValue { process: process.id, file, shown, written };
-    plan.action(Stage::TaskState, set("oom_score_adj", score.clone(), score));
-    if let Some(filter) = living.core_dump_filter {
-        plan.action(
-            Stage::TaskState,
-            set("coredump_filter", format!("{filter:08x}"), format!("{filter:#x}")),
-        );
-    }
+    let value = |file, shown, written| Value { process: process.id, file, shown, written };
+    let mut values = vec![value("oom_score_adj", score.clone(), score)];
+    let filter = living.core_dump_filter;
+    values.extend(
+        filter.map(|filter| value("coredump_filter", format!("{filter:08x}"), format!("{filter:#x}"))),
+    );
+    values
 }
 
 /// What a process sets about itself.

@@ -6,6 +6,7 @@ use crate::plan::Action;
 use crate::restoring::Restoring;
 use crate::stub::puppet::Puppet;
 use crate::sys::ptrace::{self, Registers};
+use crate::tracee::Stopped;
 use crate::tracee::gadgets;
 use crate::tracee::sigframe::Gadgets;
 use crate::waits::resume;
@@ -58,15 +59,11 @@ impl Action for Release {
             }
         }
         let areas = crate::kinds::process::family::places(&records)?.areas();
-        for (memory, (thread, home, call)) in memories {
-            // Without a vdso the stub's few pages stay: there is no instruction that could unmap them.
-            if let Some(call) = call {
-                let about =
-                    |error: Box<Error>| error.about(Subject::task(thread.process.0, thread.name.clone()));
-                let count = areas.get(&memory).copied().unwrap_or(1);
-                unmap(restoring, thread.id, &home, call, count).map_err(about)?;
-            }
-        }
+        // Without a vdso the stub's few pages stay: there is no instruction that could unmap them.
+        let unmaps = memories.into_iter().filter_map(|(memory, (thread, home, call))| {
+            Some(Unmap { thread, home, call: call?, areas: areas.get(&memory).copied().unwrap_or(1) })
+        });
+        unmap(restoring, &unmaps.collect::<Vec<_>>())?;
         for (leader, ended) in leaders {
             let about = |error: Box<Error>| error.about(Subject::task(leader.id.0, leader.command.clone()));
             let vdso = leader.living.as_ref().and_then(|living| self.vdso.get(&living.memory));
@@ -161,32 +158,56 @@ fn gadgets(thread: &LightweightProcess, puppet: &Puppet) -> Option<Gadgets> {
     (waits && gadgets::are_there(found, &puppet.memory().ok()?)).then_some(found)
 }
 
-/// Unmaps all areas of a memory, by a call of one of its threads from the vdso.
-fn unmap(
-    restoring: &mut Restoring<'_>,
-    thread: TaskId,
-    home: &Registers,
+/// The end of all areas in a memory.
+struct Unmap<'image> {
+    /// The thread that makes the call.
+    thread: &'image LightweightProcess,
+    /// Its own registers.
+    home: Registers,
+    /// Where the vdso has a call.
     call: u64,
-    count: usize,
-) -> Result<()> {
+    /// How many areas there are.
+    areas: usize,
+}
+
+/// Unmaps all areas of all memories, by a call of one thread of each from the vdso. They make each step at the same time.
+fn unmap(restoring: &mut Restoring<'_>, unmaps: &[Unmap<'_>]) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
-    let puppet = restoring.puppet(thread)?;
-    let area = puppet.place.area;
-    let mut registers = *home;
-    registers.rip = call;
-    registers.orig_rax = u64::MAX;
-    registers.rax = libc::SYS_munmap.cast_unsigned();
-    registers.rdi = area;
-    registers.rsi = (protocol::AREA_LENGTH * count) as u64;
-    puppet.step(|stopped| {
-        stopped.set_registers(&registers)?;
-        let stopped = stopped.make_call(deadline)?;
-        let result = stopped.registers()?.rax.cast_signed();
+    let mut each = |step: &dyn Fn(&mut Puppet, &Unmap<'_>) -> Result<()>| {
+        unmaps.iter().try_for_each(|unmap| {
+            let subject = Subject::task(unmap.thread.process.0, unmap.thread.name.clone());
+            step(restoring.puppet(unmap.thread.id)?, unmap).map_err(|error| error.about(subject))
+        })
+    };
+    each(&|puppet, unmap| {
+        let mut registers = unmap.home;
+        registers.rip = unmap.call;
+        registers.orig_rax = u64::MAX;
+        registers.rax = libc::SYS_munmap.cast_unsigned();
+        registers.rdi = puppet.place.area;
+        registers.rsi = (protocol::AREA_LENGTH * unmap.areas) as u64;
+        puppet.set_out(|stopped| {
+            stopped.set_registers(&registers)?;
+            stopped.resume_to_call()
+        })
+    })?;
+    each(&|puppet, _| {
+        puppet.arrive(|running| running.expect_call(deadline))?;
+        puppet.set_out(Stopped::resume_to_call)
+    })?;
+    each(&|puppet, _| {
+        puppet.arrive(|running| running.expect_call(deadline))?;
+        let result = puppet.stopped()?.registers()?.rax.cast_signed();
         if result != 0 {
             return Err(Error::new(code::INTERNAL, "the stub could not be unmapped").because(result));
         }
-        stopped.to_interruption(deadline)
-    })
+        // A stop in which the kernel looks at signals, where registers of interrupted calls may be set.
+        puppet.set_out(|stopped| {
+            stopped.interrupt()?;
+            stopped.resume(0)
+        })
+    })?;
+    each(&|puppet, _| puppet.arrive(|running| running.expect_interruption(deadline)))
 }
 
 /// Offset of a system call instruction in the vdso of this kernel, which is that of every process.

@@ -227,6 +227,40 @@ impl Puppet {
         }
     }
 
+    /// Lets it run, as a move of its stopped state does.
+    ///
+    /// # Errors
+    /// [`code::INTERNAL`] if it runs; what the move says.
+    pub fn set_out(&mut self, go: impl FnOnce(Stopped) -> Result<Running>) -> Result<()> {
+        match self.state.take() {
+            TaskState::Stopped(stopped) => {
+                self.state = TaskState::Running(go(stopped)?);
+                Ok(())
+            }
+            other @ (TaskState::Running(_) | TaskState::Gone) => {
+                self.state = other;
+                Err(Error::new(code::INTERNAL, "a puppet does not stand still").about(self.subject()))
+            }
+        }
+    }
+
+    /// Waits for a stop after [`Puppet::set_out`].
+    ///
+    /// # Errors
+    /// [`code::INTERNAL`] if it does not run; what the wait says.
+    pub fn arrive(&mut self, wait: impl FnOnce(Running) -> Result<Stopped>) -> Result<()> {
+        match self.state.take() {
+            TaskState::Running(running) => {
+                self.state = TaskState::Stopped(wait(running)?);
+                Ok(())
+            }
+            other @ (TaskState::Stopped(_) | TaskState::Gone) => {
+                self.state = other;
+                Err(Error::new(code::INTERNAL, "a puppet does not run").about(self.subject()))
+            }
+        }
+    }
+
     /// Lets it run as what it has become, if it does not so already.
     ///
     /// # Errors
