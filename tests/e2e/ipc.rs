@@ -1,9 +1,10 @@
-//! POSIX message queues: messages with priorities, queues with and without a name, somebody who waits for a message.
+//! POSIX message queues: messages with priorities, queues with and without a name, somebody who waits for a message; and
+//! System V queues and semaphores.
 
 use std::ffi::CString;
 use std::fs;
 
-use crate::harness::case::{Case, text, two_rounds};
+use crate::harness::case::{Case, two_rounds};
 use crate::harness::{Outcome, Topic, ensure, need_root};
 use crate::stage::kernel::{check, fork, pipe, put, take};
 use crate::stage::{Stage, verify};
@@ -13,26 +14,24 @@ pub(crate) const TOPIC: Topic = Topic {
     fixtures: &[
         ("queues", queues),
         ("named-queue", named_queue),
-        ("notified", notified),
         ("system-v", system_v),
         ("locker", locker),
     ],
     cases: &[
         ("posix_message_queues", || two_rounds("queues")),
         ("named_posix_message_queue", named),
-        ("notification_is_refused", notification),
         ("semaphores_of_the_host_are_reported", semaphores_of_the_host),
         ("system_v_in_a_namespace", || need_root().and_then(|()| two_rounds("system-v"))),
     ],
 };
 
 /// Turns an I/O error into the text of a verification.
-fn words(error: std::io::Error) -> String {
+pub(crate) fn words(error: std::io::Error) -> String {
     error.to_string()
 }
 
 /// Opens a queue; with limits it is made.
-fn open(name: &str, flags: i32, limits: Option<(i64, i64)>) -> i32 {
+pub(crate) fn open(name: &str, flags: i32, limits: Option<(i64, i64)>) -> i32 {
     let name = CString::new(name).unwrap();
     // SAFETY: a name that ends with NUL, and valid attributes.
     unsafe {
@@ -43,19 +42,19 @@ fn open(name: &str, flags: i32, limits: Option<(i64, i64)>) -> i32 {
     }
 }
 
-fn unlink(name: &str) {
+pub(crate) fn unlink(name: &str) {
     let name = CString::new(name).unwrap();
     // SAFETY: a name that ends with NUL.
     check(unsafe { libc::mq_unlink(name.as_ptr()) }).unwrap();
 }
 
-fn send(queue: i32, message: &[u8], priority: u32) -> std::io::Result<i32> {
+pub(crate) fn send(queue: i32, message: &[u8], priority: u32) -> std::io::Result<i32> {
     // SAFETY: pointer and length are those of a slice.
     check(unsafe { libc::mq_send(queue, message.as_ptr().cast(), message.len(), priority) })
 }
 
 /// The next message with its priority.
-fn receive(queue: i32, room: usize) -> std::io::Result<(Vec<u8>, u32)> {
+pub(crate) fn receive(queue: i32, room: usize) -> std::io::Result<(Vec<u8>, u32)> {
     let mut buffer = vec![0_u8; room];
     let mut priority = 0_u32;
     // SAFETY: room for as many bytes, and a valid place.
@@ -76,7 +75,7 @@ fn attributes(queue: i32) -> (i64, i64, i64, i64) {
 }
 
 /// A name that no other test has.
-fn own_name(stage: &Stage, name: &str) -> String {
+pub(crate) fn own_name(stage: &Stage, name: &str) -> String {
     format!("/{}-{name}", stage.folder.file_name().unwrap().to_string_lossy())
 }
 
@@ -187,38 +186,6 @@ fn named() -> Outcome {
         case.ask()?;
     }
     unlink(&name);
-    case.finish(root)
-}
-
-/// Wants to be told when a message comes.
-fn notified(stage: Stage) {
-    let name = own_name(&stage, "notified");
-    let queue = open(&name, libc::O_RDWR, Some((1, 1)));
-    unlink(&name);
-    crate::stage::kernel::block(&[libc::SIGUSR1]);
-    // SAFETY: a valid event.
-    unsafe {
-        let mut event: libc::sigevent = std::mem::zeroed();
-        (event.sigev_notify, event.sigev_signo) = (libc::SIGEV_SIGNAL, libc::SIGUSR1);
-        check(libc::syscall(libc::SYS_mq_notify, queue, &raw const event)).unwrap();
-    }
-    stage.serve(move |_| {
-        let text = fs::read_to_string(format!("/proc/self/fd/{queue}")).map_err(words)?;
-        verify!(!text.contains("NOTIFY_PID:0"), "nobody is to be notified: {text}");
-        Ok(())
-    });
-}
-
-fn notification() -> Outcome {
-    let mut case = Case::new()?;
-    let root = case.start("notified", &[])?;
-    if !case.is_control() {
-        let image = case.path("refused.vckpt");
-        let ran = case.vckpt(&["dump", &root.to_string(), "-o", text(&image)])?;
-        ran.refused(&[3])?;
-        ensure!(ran.stderr.contains("mq_notify"), "it is not named: {}", ran.describe());
-    }
-    case.ask()?;
     case.finish(root)
 }
 

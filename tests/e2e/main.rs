@@ -58,6 +58,7 @@ mod kills;
 mod locks;
 mod mapped_files;
 mod memory;
+mod notices;
 mod outside;
 mod over;
 mod overlay;
@@ -117,6 +118,7 @@ const TOPICS: &[Topic] = &[
     small_stacks::TOPIC,
     tree::TOPIC,
     memory::TOPIC,
+    notices::TOPIC,
     ranges::TOPIC,
     guards::TOPIC,
     keys::TOPIC,

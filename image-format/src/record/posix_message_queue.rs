@@ -2,7 +2,8 @@
 
 use super::description::Description;
 use super::{Kind, Record};
-use crate::id::Identity;
+use super::signal::SIGNAL_COUNT;
+use crate::id::{Identity, TaskId};
 use crate::text::Text;
 use serde::{Deserialize, Serialize};
 
@@ -25,8 +26,22 @@ pub struct PosixMessageQueue {
     pub message_size: u32,
     /// The messages, in the order in which they are received.
     pub messages: Vec<PosixMessage>,
+    /// Who is to be notified of the next message that comes while it is empty.
+    pub notification: Option<QueueNotification>,
     /// Its descriptions.
     pub descriptions: Vec<QueueDescription>,
+}
+
+/// A notification that was asked for by `mq_notify(3)`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueueNotification {
+    /// The process.
+    pub process: TaskId,
+    /// One of its descriptors that lead to the queue.
+    pub number: u32,
+    /// The signal that it gets, and the value that comes with it; none: it is only not notified any more
+    /// (`SIGEV_NONE`).
+    pub signal: Option<(u32, u64)>,
 }
 
 /// A message.
@@ -50,7 +65,7 @@ pub struct QueueDescription {
 
 impl Record for PosixMessageQueue {
     const KIND: Kind = Kind::PosixMessageQueue;
-    const VERSION: u16 = 1;
+    const VERSION: u16 = 2;
 
     fn name(&self) -> String {
         format!("message queue {} with {} messages", self.name, self.messages.len())
@@ -61,7 +76,8 @@ impl Record for PosixMessageQueue {
     }
 
     fn refers(&self) -> Vec<Identity> {
-        self.descriptions.iter().flat_map(|opened| opened.description.refers()).collect()
+        let process = self.notification.map(|notification| notification.process.into());
+        self.descriptions.iter().flat_map(|opened| opened.description.refers()).chain(process).collect()
     }
 
     fn check(&self) -> Result<(), String> {
@@ -74,6 +90,11 @@ impl Record for PosixMessageQueue {
         }
         if self.messages.iter().any(|message| message.data.len() > self.message_size as usize) {
             return Err("a message is longer than it may be".to_owned());
+        }
+        if let Some(QueueNotification { signal: Some((signal, _)), .. }) = self.notification
+            && !(1..=SIGNAL_COUNT).contains(&signal)
+        {
+            return Err(format!("signal {signal} of a notification is out of range"));
         }
         if self.mode & !0o7777 != 0 {
             return Err(format!("mode {:o} has more than permission bits", self.mode));

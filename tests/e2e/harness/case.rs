@@ -221,6 +221,7 @@ impl Case {
     /// Dumps a tree, which must then be gone. Gives the image.
     pub(crate) fn dump(&mut self, root: i32) -> Outcome<PathBuf> {
         let members = process::tree(root);
+        process::forget_status(root);
         self.note_outage("begins")?;
         let image = self.dump_with(root, &[])?;
         if self.control.is_some() {

@@ -55,6 +55,11 @@ pub(crate) fn take_status(pid: i32) -> Option<ExitStatus> {
     REAPED.lock().unwrap().remove(&pid).map(ExitStatus::from_raw)
 }
 
+/// Forgets a status of somebody who had the PID of this living process before it.
+pub(crate) fn forget_status(pid: i32) {
+    REAPED.lock().unwrap().remove(&pid);
+}
+
 /// Polls `condition` until it gives a value or the deadline passes.
 pub(crate) fn until<T>(what: &str, limit: Duration, mut condition: impl FnMut() -> Option<T>) -> Outcome<T> {
     let start = Instant::now();

@@ -1,5 +1,6 @@
 //! The messages of a queue: taken, and put back at once.
 
+use super::notification::Probe;
 use super::observe::Queue;
 use crate::error::{Error, Result, code};
 use crate::frozen::Frozen;
@@ -22,7 +23,10 @@ struct Take {
 /// [`code::DESCRIPTOR_KIND`] if there are more than one request holds; if they could not be put back.
 pub fn observe(frozen: &mut Frozen, queue: &mut Queue) -> Result<()> {
     let Some(process) = frozen.processes.get_mut(queue.process) else { return Ok(()) };
-    if queue.count == 0 {
+    // An empty queue is only touched for the value of a notification.
+    let is_probed = queue.watch.is_some_and(|watch| watch.has_value());
+    if queue.count == 0 && !is_probed {
+        queue.record.notification = queue.watch.map(|watch| watch.without_value(process.id));
         return Ok(());
     }
     let name = queue.record.name.clone();
@@ -31,7 +35,7 @@ pub fn observe(frozen: &mut Frozen, queue: &mut Queue) -> Result<()> {
         .write(true)
         .open("/dev/null")
         .map_err(|error| Error::system(code::HOST_FEATURE, "opening /dev/null", error))?;
-    let (batch, takes) = calls(queue, &nothing);
+    let (batch, takes, probe) = calls(queue, &nothing);
     if !batch.fits() {
         let what = format!("a message queue with {} messages, more than can be looked at", queue.count);
         return Err(Error::new(code::DESCRIPTOR_KIND, what)
@@ -39,6 +43,8 @@ pub fn observe(frozen: &mut Frozen, queue: &mut Queue) -> Result<()> {
             .hint("let the program receive some of them first"));
     }
     let outcome = process.run(&batch)?;
+    let notification = probe.map(|probe| probe.notification(process, &outcome)).transpose();
+    queue.record.notification = notification.map_err(|error| error.about(subject.clone()))?;
     for take in takes {
         let Ok(length) = outcome.get(take.received) else { continue };
         if outcome.get(take.sent).is_err() {
@@ -56,7 +62,7 @@ pub fn observe(frozen: &mut Frozen, queue: &mut Queue) -> Result<()> {
 /// The calls: all messages are received, then all are sent again. The kernel writes the priority of a message to where
 /// it is the length of what is then written into nothing, and so becomes the result of a call, which sending takes.
 /// What was not received can't be sent: its length is an error.
-fn calls(queue: &Queue, nothing: &File) -> (Batch, Vec<Take>) {
+fn calls(queue: &Queue, nothing: &File) -> (Batch, Vec<Take>, Option<Probe>) {
     let mut batch = Batch::new();
     let from = batch.descriptor(queue.file.as_raw_fd());
     let nothing = batch.descriptor(nothing.as_raw_fd());
@@ -85,8 +91,12 @@ fn calls(queue: &Queue, nothing: &File) -> (Batch, Vec<Take>) {
             Take { room, received, priority, sent }
         })
         .collect();
+    let probe = queue.watch.map(|watch| Probe::take(watch, queue, &mut batch, from));
     for descriptor in [from, nothing] {
         batch.call("closing a descriptor", libc::SYS_close, [descriptor]);
     }
-    (batch, takes)
+    if let Some(probe) = &probe {
+        probe.ask_anew(&mut batch);
+    }
+    (batch, takes, probe)
 }

@@ -1,16 +1,19 @@
 //! POSIX message queues that are open; see mq_overview(7).
 //!
-//! - **Saved**: name, permissions, attributes, all messages with their priorities, and how it is open.
+//! - **Saved**: name, permissions, attributes, all messages with their priorities, how it is open, and which process of
+//!   the tree is to be notified of a message by a signal (`mq_notify(3)`), also if one has come meanwhile.
 //! - **Restored**: a queue that is still there is as it is: like a file, it outlives its users, and may have gone on
 //!   without them. One that is gone is made again, with the messages; one that had lost its name loses it again.
-//! - **Refused**: a queue of which somebody wants to be notified (`mq_notify(3)`); one with more messages than one
-//!   request to the stub holds.
+//! - **Refused**: a queue with more messages than one request to the stub holds; a [notification] whose value can't be
+//!   found out.
 //! - **Not seen**: queues that nobody in the tree has open.
 //!
 //! Messages can't be looked at without taking them: they are taken and put back by calls that a process of the tree
 //! makes in one go, whatever becomes of this program meanwhile.
 
 pub mod messages;
+pub mod notification;
+mod notify;
 pub mod observe;
 pub mod restore;
 

@@ -1,5 +1,6 @@
 //! Looking at message queues.
 
+use super::notification::{Registered, Watch};
 use crate::error::{Problems, Result, code};
 use crate::kinds::descriptor::opened::{Holder, Opened, Walk};
 use crate::kinds::descriptor::restore::open_again;
@@ -24,13 +25,15 @@ pub struct Queue {
     pub process: usize,
     /// How many messages it has.
     pub count: usize,
+    /// Who is to be notified of a message.
+    pub watch: Option<Watch>,
 }
 
 /// Hands over each queue, to be asked for its messages.
 ///
 /// # Errors
 /// Queues that are [refused](super).
-pub fn observe(_walk: &Walk<'_>, opened: &[&Opened], records: &mut Records) -> Result<()> {
+pub fn observe(walk: &Walk<'_>, opened: &[&Opened], records: &mut Records) -> Result<()> {
     let mut queues: BTreeMap<(u64, u64), Vec<&Opened>> = BTreeMap::new();
     for opened in opened {
         queues.entry(opened.inode()).or_default().push(opened);
@@ -45,13 +48,13 @@ pub fn observe(_walk: &Walk<'_>, opened: &[&Opened], records: &mut Records) -> R
             continue;
         }
         if let Some(first) = descriptions.first() {
-            records.queues.extend(problems.take(look(first, &descriptions)));
+            records.queues.extend(problems.take(look(walk, first, &descriptions)));
         }
     }
     problems.finish()
 }
 
-fn look(first: &Opened, descriptions: &[&Opened]) -> Result<Queue> {
+fn look(walk: &Walk<'_>, first: &Opened, descriptions: &[&Opened]) -> Result<Queue> {
     let failed = |errno: nix::errno::Errno| first.failed("looking at a message queue", errno);
     let attributes = message_queue::attributes(first.file.as_fd()).map_err(failed)?;
     let file = open_again(first.file.as_fd(), (libc::O_RDWR | libc::O_NONBLOCK).cast_unsigned())
@@ -59,14 +62,12 @@ fn look(first: &Opened, descriptions: &[&Opened]) -> Result<Queue> {
     let mut state = [0; 256];
     let count = rustix::io::pread(&file, &mut state, 0)
         .map_err(|errno| first.failed("reading the state of a message queue", errno))?;
-    if is_watched(state.get(..count).unwrap_or_default()) {
-        return Err(first
-            .refuse(
-                code::DESCRIPTOR_KIND,
-                "a message queue of which somebody wants to be notified (mq_notify)",
-            )
-            .hint("take the notification back before the dump"));
-    }
+    let watch = Registered::parse(state.get(..count).unwrap_or_default());
+    let waiting = usize::try_from(attributes.messages).unwrap_or(usize::MAX);
+    let watch = watch.map(|registered| Watch::of(registered, walk, descriptions, waiting)).transpose();
+    let watch = watch.map_err(|what| {
+        first.refuse(code::DESCRIPTOR_KIND, what).hint("take the notification back before the dump")
+    })?;
     let name = old_path(&first.link);
     let record = PosixMessageQueue {
         unlinked: !leads_to(&name, first),
@@ -77,6 +78,7 @@ fn look(first: &Opened, descriptions: &[&Opened]) -> Result<Queue> {
         maximum: u32::try_from(attributes.maximum).unwrap_or(u32::MAX),
         message_size: u32::try_from(attributes.message_size).unwrap_or(u32::MAX),
         messages: Vec::new(),
+        notification: None,
         descriptions: descriptions
             .iter()
             .map(|opened| QueueDescription {
@@ -85,17 +87,11 @@ fn look(first: &Opened, descriptions: &[&Opened]) -> Result<Queue> {
             })
             .collect(),
     };
-    let count = usize::try_from(attributes.messages).unwrap_or(usize::MAX);
     // One that only travels in a socket is nobody's: the root looks at it.
     let process = Some(first.holders[0].process).filter(|&process| process != Holder::NOBODY).unwrap_or(0);
-    Ok(Queue { record, file, process, count })
-}
-
-/// Whether the state (`QSIZE:129 NOTIFY:2 SIGNO:0 NOTIFY_PID:8260`) names somebody who is to be notified.
-fn is_watched(state: &[u8]) -> bool {
-    let state = String::from_utf8_lossy(state);
-    let pid = state.split("NOTIFY_PID:").nth(1).map(str::trim);
-    pid.is_some_and(|pid| pid != "0")
+    // Whoever sends in the name of another would notify that one.
+    let process = watch.flatten().as_ref().map_or(process, |watch| watch.process);
+    Ok(Queue { record, file, process, count: waiting, watch: watch.flatten() })
 }
 
 /// Whether a name leads to this queue.
@@ -105,16 +101,4 @@ fn leads_to(name: &Text, opened: &Opened) -> bool {
         .ok()
         .and_then(|queue| rustix::fs::fstat(queue).ok())
         .is_some_and(|found| (found.st_dev, found.st_ino) == opened.inode())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::is_watched;
-
-    #[test]
-    fn who_is_to_be_notified() {
-        assert!(!is_watched(b"QSIZE:0          NOTIFY:0     SIGNO:0     NOTIFY_PID:0     \n"));
-        assert!(is_watched(b"QSIZE:129        NOTIFY:2     SIGNO:0     NOTIFY_PID:8260  \n"));
-        assert!(!is_watched(b""));
-    }
 }

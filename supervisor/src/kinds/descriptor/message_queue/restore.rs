@@ -1,5 +1,6 @@
 //! Opening message queues again, and making those that are gone.
 
+use super::notify::Notify;
 use crate::error::{Error, Result, Subject, code};
 use crate::kinds::descriptor::{all, restore};
 use crate::plan::{Action, Plan, Stage};
@@ -22,6 +23,10 @@ const FLAGS: u32 = Description::ACCESS_MODE | libc::O_NONBLOCK.cast_unsigned();
 /// As [`all`].
 pub fn plan(image: &Image, plan: &mut Plan) -> Result<()> {
     for queue in all::<PosixMessageQueue>(image)? {
+        if let Some(notification) = queue.notification {
+            let (name, was_empty) = (queue.name.clone(), queue.messages.is_empty());
+            plan.action(Stage::Timers, Notify { notification, name, was_empty });
+        }
         plan.action(Stage::Descriptors, OpenQueue(queue));
     }
     Ok(())
