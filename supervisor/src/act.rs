@@ -1,6 +1,6 @@
 //! Acting: carries a plan out, stage by stage. It takes no decision; what fails undoes everything.
 
-use crate::error::{Error, Result, code};
+use crate::error::{Error, Problems, Result, code};
 use crate::plan::{Plan, Stage, Step};
 use crate::progress::{Follow, Progress};
 use crate::restoring::Restoring;
@@ -29,7 +29,7 @@ pub fn act(plan: &Plan, restoring: &mut Restoring<'_>, progress: &mut Follow<'_>
                     if !action.overlaps() {
                         restoring.settle()?;
                     }
-                    action.act(restoring)?;
+                    with_all_problems(action.act(restoring), restoring)?;
                 }
             }
         }
@@ -39,6 +39,15 @@ pub fn act(plan: &Plan, restoring: &mut Restoring<'_>, progress: &mut Follow<'_>
         debug!(?stage, "done");
     }
     Ok(())
+}
+
+/// If a step has failed, what puppets still do may fail too: it is told with it.
+fn with_all_problems(result: Result<()>, restoring: &mut Restoring<'_>) -> Result<()> {
+    let Err(error) = result else { return Ok(()) };
+    let mut problems = Problems::new();
+    problems.push(error);
+    problems.take(restoring.settle());
+    problems.finish()
 }
 
 /// Batches for several threads, to be run at the same time.

@@ -1,4 +1,5 @@
-//! Looking at many things side by side: what is plain reading is done by as many threads as there are processors.
+//! Doing many things side by side: what is plain reading and writing of files is done by as many threads as there are
+//! processors.
 //!
 //! Not for calls of ptrace(2), which only the thread may make that traces.
 
@@ -19,7 +20,11 @@ pub(crate) fn map_long<T: Sync, R: Send>(things: &[T], look: impl Fn(&T) -> R + 
 }
 
 /// The results by at most so many threads.
-fn map_by<T: Sync, R: Send>(most: usize, things: &[T], look: impl Fn(&T) -> R + Sync) -> Vec<R> {
+fn map_by<'things, T: Sync, R: Send>(
+    most: usize,
+    things: &'things [T],
+    look: impl Fn(&T) -> R + Sync,
+) -> Vec<R> {
     let workers = thread::available_parallelism().map_or(1, NonZeroUsize::get).min(most);
     if workers <= 1 {
         return things.iter().map(look).collect();
@@ -27,13 +32,17 @@ fn map_by<T: Sync, R: Send>(most: usize, things: &[T], look: impl Fn(&T) -> R + 
     let look = &look;
     thread::scope(|scope| {
         let portions = things.chunks(things.len().div_ceil(workers));
-        let threads: Vec<_> = portions
-            .map(|portion| scope.spawn(move || portion.iter().map(look).collect::<Vec<R>>()))
-            .collect();
-        let join = |thread: thread::ScopedJoinHandle<'_, Vec<R>>| {
-            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        let begin = |portion: &'things [T]| {
+            let work = move || portion.iter().map(look).collect::<Vec<R>>();
+            // Without a thread, of which a user may have only so many, it is done here.
+            thread::Builder::new().spawn_scoped(scope, work).map_err(|_| portion)
         };
-        threads.into_iter().flat_map(join).collect()
+        let begun: Vec<Result<_, &[T]>> = portions.map(begin).collect();
+        let finish = |begun: Result<thread::ScopedJoinHandle<'_, Vec<R>>, &[T]>| match begun {
+            Ok(thread) => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+            Err(portion) => portion.iter().map(look).collect(),
+        };
+        begun.into_iter().flat_map(finish).collect()
     })
 }
 

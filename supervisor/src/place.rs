@@ -40,7 +40,7 @@ pub fn find(image: &Image) -> Result<Place> {
 }
 
 /// Descriptors that a puppet may have for a moment: those of mapped files.
-const SPARE: u64 = 8;
+pub const SPARE: u64 = 8;
 
 /// The number of the first of the stubs' sockets, of which each thread has one: above all descriptors of the
 /// application, which has `count` of them or fewer, and at the end of what the table has room for anyway. A table

@@ -59,7 +59,8 @@ pub trait Action: fmt::Debug {
     fn act(&self, restoring: &mut Restoring<'_>) -> Result<()>;
 
     /// Whether the next step, if that overlaps too, may be taken while puppets still do what this one has
-    /// [begun](Restoring::begin). So it needs nothing of what other steps like it do.
+    /// [begun](Restoring::begin). So it needs nothing of what other steps like it do, and touches no memory or descriptor
+    /// table that another one of them does.
     fn overlaps(&self) -> bool {
         false
     }

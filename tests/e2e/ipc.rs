@@ -11,12 +11,7 @@ use crate::stage::{Stage, verify};
 
 pub(crate) const TOPIC: Topic = Topic {
     name: "ipc",
-    fixtures: &[
-        ("queues", queues),
-        ("named-queue", named_queue),
-        ("system-v", system_v),
-        ("locker", locker),
-    ],
+    fixtures: &[("queues", queues), ("named-queue", named_queue), ("system-v", system_v), ("locker", locker)],
     cases: &[
         ("posix_message_queues", || two_rounds("queues")),
         ("named_posix_message_queue", named),

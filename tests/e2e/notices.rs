@@ -56,7 +56,11 @@ fn take_notice(signal: i32, value: usize) -> Verdict {
         let result = libc::sigtimedwait(&raw const set, &raw mut information, &raw const at_once);
         check(result).map_err(|error| format!("signal {signal} did not come: {error}"))?;
         let found = information.si_value().sival_ptr.addr();
-        verify!(information.si_code == libc::SI_MESGQ, "signal {signal} has the code {}", information.si_code);
+        verify!(
+            information.si_code == libc::SI_MESGQ,
+            "signal {signal} has the code {}",
+            information.si_code
+        );
         verify!(found == value, "signal {signal} has the value {found:#x} instead of {value:#x}");
     }
     Ok(())

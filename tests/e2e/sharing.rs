@@ -9,10 +9,16 @@ use crate::stage::{Stage, Verdict, verify};
 
 pub(crate) const TOPIC: Topic = Topic {
     name: "sharing",
-    fixtures: &[("sharing", sharing), ("sharing-siblings", siblings), ("sharing-offspring", offspring)],
+    fixtures: &[
+        ("sharing", sharing),
+        ("sharing-siblings", siblings),
+        ("sharing-nephew", nephew),
+        ("sharing-offspring", offspring),
+    ],
     cases: &[
         ("with_the_parent", || two_rounds("sharing")),
         ("with_a_sibling", || two_rounds("sharing-siblings")),
+        ("with_the_child_of_a_sibling", || two_rounds("sharing-nephew")),
         ("with_threads_and_children", || two_rounds("sharing-offspring")),
     ],
 };
@@ -38,6 +44,18 @@ fn look() -> View {
         let (parent, own) = (libc::getppid() as u64, libc::getpid() as u64);
         [is_open, status.st_ino, counter, action.sa_sigaction as u64, parent, own]
     }
+}
+
+/// Bytes that a memory and its copies have in common.
+static FILLING: AtomicU64 = AtomicU64::new(0);
+const FILLED: usize = 8 << 20;
+
+/// The sum of these words, each of which has another value.
+fn sum() -> u64 {
+    let start = FILLING.load(Ordering::SeqCst) as *const u64;
+    // SAFETY: as many bytes were mapped and filled before any member was made.
+    let words = unsafe { std::slice::from_raw_parts(start, FILLED / 8) };
+    words.iter().fold(0, |sum, word| sum.rotate_left(1) ^ word)
 }
 
 /// A member, and the ends of its pipes that others use.
@@ -74,7 +92,10 @@ impl Member {
                     }
                     _ => {}
                 }
-                let view = look();
+                let mut view = look();
+                if order == b's' {
+                    view[0] = sum();
+                }
                 libc::write(self.answer[1], view.as_ptr().cast(), size_of::<View>());
             }
         }
@@ -109,6 +130,31 @@ impl Member {
         // SAFETY: the stack is new, and the member lives for ever.
         let made =
             unsafe { libc::clone(serve, stack.add(STACK).cast(), flags | libc::SIGCHLD, member.cast()) };
+        check(made).unwrap();
+    }
+}
+
+impl Member {
+    /// Makes the process, which then makes a child with a copy of its memory.
+    fn make_with_child(&self, flags: i32, child: Self) {
+        extern "C" fn serve(members: *mut libc::c_void) -> i32 {
+            // SAFETY: the members were leaked by who made this process; the child goes on with a copy of all.
+            unsafe {
+                let [own, child] = *members.cast::<[Member; 2]>();
+                let signal = libc::SIGCHLD;
+                if libc::syscall(libc::SYS_clone, signal, 0, 0, 0, 0) == 0 {
+                    child.serve()
+                }
+                own.serve()
+            }
+        }
+        const STACK: usize = 64 << 10;
+        let members = Box::leak(Box::new([*self, child])).as_mut_ptr();
+        let stack =
+            map(STACK, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1);
+        // SAFETY: the stack is new, and the members live for ever.
+        let made =
+            unsafe { libc::clone(serve, stack.add(STACK).cast(), flags | libc::SIGCHLD, members.cast()) };
         check(made).unwrap();
     }
 }
@@ -208,6 +254,42 @@ fn siblings(stage: Stage) {
             let counter = if other.flags & libc::CLONE_VM != 0 { was[2] + 1 } else { views[number][2] };
             verify!(is[number][2] == counter, "member {number} counts {}, not {counter}", is[number][2]);
         }
+        Ok(())
+    });
+}
+
+/// A child, a sibling of it that shares its memory, and a child of that one with a copy of all.
+fn nephew(stage: Stage) {
+    let (first, beside, copy) = (Member::new(0), Member::new(libc::CLONE_VM), Member::new(0));
+    crate::stage::kernel::fork(|| {
+        let filling =
+            map(FILLED, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1);
+        // SAFETY: as many bytes were mapped.
+        let words = unsafe { std::slice::from_raw_parts_mut(filling.cast::<u64>(), FILLED / 8) };
+        (1..).zip(words).for_each(|(number, word)| *word = number * 0x9e37_79b9);
+        FILLING.store(filling as u64, Ordering::SeqCst);
+        beside.make_with_child(beside.flags | libc::CLONE_PARENT, copy);
+        first.serve()
+    });
+    let all = [first, beside, copy];
+    let before = identities(&all);
+    let sums = move || {
+        all.iter().map(|member| member.order(b's').map(|view| view[0])).collect::<Result<Vec<_>, _>>()
+    };
+    let expected = sums().unwrap();
+    assert!(expected.iter().all(|&sum| sum == expected[0] && sum != 0), "{expected:x?}");
+    stage.serve(move |_| {
+        let now = identities(&all);
+        verify!(now == before, "{before:?} became {now:?}");
+        let sums = sums()?;
+        verify!(sums == expected, "{expected:x?} became {sums:x?}");
+        let counters = |all: &[Member]| {
+            all.iter().map(|member| member.look().map(|view| view[2])).collect::<Result<Vec<_>, _>>()
+        };
+        let was = counters(&all)?;
+        first.order(b'+')?;
+        let is = counters(&all)?;
+        verify!(is == [was[0] + 1, was[1] + 1, was[2]], "{was:?} became {is:?}");
         Ok(())
     });
 }

@@ -1,8 +1,8 @@
 //! POSIX message queue (kind 95): see mq_overview(7).
 
 use super::description::Description;
-use super::{Kind, Record};
 use super::signal::SIGNAL_COUNT;
+use super::{Kind, Record};
 use crate::id::{Identity, TaskId};
 use crate::text::Text;
 use serde::{Deserialize, Serialize};

@@ -76,10 +76,14 @@ impl Frozen {
             .collect()
     }
 
+    /// As [`Frozen::living`], to be looked at.
+    fn seen_living(&self) -> impl Iterator<Item = &FrozenProcess> {
+        self.processes.iter().filter(|process| !process.threads.is_empty())
+    }
+
     /// Looks at every process that has not ended, side by side, in the order of [`Frozen::living`].
     pub fn map_processes<T: Send>(&self, look: impl Fn(&FrozenProcess) -> T + Sync) -> Vec<T> {
-        let living = self.processes.iter().filter(|process| !process.threads.is_empty());
-        crate::parallel::map(&living.collect::<Vec<_>>(), |process| look(process))
+        crate::parallel::map(&self.seen_living().collect::<Vec<_>>(), |process| look(process))
     }
 
     /// Looks at every thread side by side; for each process what came of its threads, in the order of
@@ -93,6 +97,6 @@ impl Frozen {
             .flat_map(|process| process.threads.iter().map(move |thread| (process, thread)))
             .collect();
         let mut found = crate::parallel::map(&threads, |(process, thread)| look(process, thread)).into_iter();
-        living().map(|process| found.by_ref().take(process.threads.len()).collect()).collect()
+        self.seen_living().map(|process| found.by_ref().take(process.threads.len()).collect()).collect()
     }
 }

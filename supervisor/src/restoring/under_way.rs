@@ -11,8 +11,10 @@ use std::collections::VecDeque;
 use std::fmt;
 use vckpt_image_format::TaskId;
 
-/// So many puppets are busy at most: an ordinary user may not have any number of descriptors on their way.
+/// So many puppets are busy at most, and so many descriptors are on their way to them: an ordinary user may not have any
+/// number of these.
 const MOST: usize = 32;
+const DESCRIPTORS: usize = 500;
 
 /// What is done with the answer.
 type Then = Box<dyn for<'restoring, 'image> FnOnce(&'restoring mut Restoring<'image>, Outcome) -> Result<()>>;
@@ -27,6 +29,14 @@ struct Begun {
 /// All that is under way, the oldest first.
 #[derive(Default)]
 pub(super) struct UnderWay(VecDeque<Begun>);
+
+impl UnderWay {
+    /// Whether nothing may be added that has so many descriptors.
+    fn is_full(&self, more: usize) -> bool {
+        let descriptors: usize = self.0.iter().map(|begun| begun.batch.descriptors.len()).sum();
+        self.0.len() >= MOST || descriptors > 0 && descriptors + more > DESCRIPTORS
+    }
+}
 
 impl fmt::Debug for UnderWay {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -46,7 +56,7 @@ impl Restoring<'_> {
         then: impl for<'restoring, 'image> FnOnce(&'restoring mut Restoring<'image>, Outcome) -> Result<()>
         + 'static,
     ) -> Result<()> {
-        while self.under_way.0.len() >= MOST
+        while self.under_way.is_full(batch.descriptors.len())
             && let Some(oldest) = self.under_way.0.pop_front()
         {
             self.take_answer(oldest)?;

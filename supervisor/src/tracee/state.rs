@@ -296,16 +296,6 @@ impl Stopped {
         ptrace::event_message(self.tid).map_err(|errno| failure(self.tid, "reading an event", errno))
     }
 
-    /// Lets it make one system call with the registers that are set now, which start at a system call instruction,
-    /// and stops it at the exit of the call.
-    ///
-    /// # Errors
-    /// [`code::TARGET_DIED`] if it ends meanwhile, [`code::PTRACE`] if anything but the call happens.
-    pub fn make_call(self, deadline: Instant) -> Result<Stopped> {
-        let entered = self.resume_to_call()?.expect_call(deadline)?;
-        entered.resume_to_call()?.expect_call(deadline)
-    }
-
     /// Brings it to a stop in which the kernel looks at pending signals and restarts calls when it goes on: the only
     /// place where the registers of an interrupted call may be set. It must have registers with which it could run.
     ///

@@ -40,6 +40,8 @@ pub struct MemoryPlan {
     pub inherited_guards: Vec<(u64, u64)>,
     /// Whether any memory of the image uses protection keys.
     pub uses_keys: bool,
+    /// Whether its descriptor table is also that of a process with another memory.
+    pub shares_table: bool,
     /// Whether the executable is inherited from the parent too: the kernel does not let it be set while it is mapped.
     pub inherits_executable: bool,
 }
@@ -56,8 +58,9 @@ impl Action for BuildMemory {
         build(restoring, &self.plan)
     }
 
+    /// Descriptors have the same numbers for a moment in all processes.
     fn overlaps(&self) -> bool {
-        true
+        !self.plan.shares_table
     }
 }
 
@@ -66,11 +69,11 @@ impl Action for BuildMemory {
 /// # Errors
 /// What is missing on this host, or what the kernel refused.
 pub fn build(restoring: &mut Restoring<'_>, plan: &MemoryPlan) -> Result<()> {
-    let about =
-        |error: Box<Error>| error.about(Subject::task(plan.process.0, plan.layout.executable.path.clone()));
+    let subject = Subject::task(plan.process.0, plan.layout.executable.path.clone());
+    let about = |error: Box<Error>| error.about(subject.clone());
     layout::prepare(restoring, plan).map_err(about)?;
     clear::clear(restoring, plan).map_err(about)?;
-    let mut builder = Builder::new(plan.process);
+    let mut builder = Builder::new(plan.process, subject.clone());
     builder.take_keys(restoring, plan).map_err(about)?;
     builder.forget(restoring, plan).map_err(about)?;
     for mapping in &plan.mappings {

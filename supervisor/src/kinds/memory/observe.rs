@@ -19,7 +19,7 @@ const MAPPINGS_A_RECORD: usize = 4096;
 /// All mappings that can't be kept.
 pub fn observe(frozen: &mut Frozen, records: &mut Records) -> Result<()> {
     let mut problems = Problems::new();
-    let mut known = problems.take(known(frozen, records)).unwrap_or_default();
+    let mut known = known(frozen, records, &mut problems);
     problems.take(policy::observe(frozen, &mut known));
     for Known { index, mappings, .. } in &known {
         if let Some(process) = frozen.processes.get_mut(*index) {
@@ -62,12 +62,9 @@ impl Known {
     }
 }
 
-/// What every memory has mapped. A memory that several processes share is looked at in the first of them.
-///
-/// # Errors
-/// All mappings that can't be kept.
-fn known(frozen: &mut Frozen, records: &mut Records) -> Result<Vec<Known>> {
-    let mut problems = Problems::new();
+/// What every memory has mapped, as far as it can be kept. A memory that several processes share is looked at in the
+/// first of them.
+fn known(frozen: &mut Frozen, records: &mut Records, problems: &mut Problems) -> Vec<Known> {
     let mut known = Vec::new();
     let question = layout::Question::new();
     let has_memory = |process: &FrozenProcess| process.shares.memory == process.index;
@@ -91,8 +88,7 @@ fn known(frozen: &mut Frozen, records: &mut Records) -> Result<Vec<Known>> {
         }
         known.push(Known { index, layout: Some(layout), mappings });
     }
-    problems.finish()?;
-    Ok(known)
+    known
 }
 
 fn push(memory: MemoryId, mut layout: Option<Layout>, mappings: &[Mapping], records: &mut Records) {

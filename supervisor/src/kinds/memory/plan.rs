@@ -10,7 +10,7 @@ use vckpt_image_format::reader::Image;
 use vckpt_image_format::record::mmap_memory::{PageOwner, PageRun, PageSource};
 use vckpt_image_format::record::process::Process;
 use vckpt_image_format::record::process_map::{Layout, Mapping, ProcessMap, ProtectionKeys, flag};
-use vckpt_image_format::{MemoryId, TaskId};
+use vckpt_image_format::{DescriptorTableId, MemoryId, TaskId};
 
 /// `mseal(2)` (Linux 6.10).
 const SYS_MSEAL: i64 = 462;
@@ -75,6 +75,7 @@ pub fn memories(image: &Image) -> Result<BTreeMap<TaskId, MemoryPlan>> {
         layout.as_ref().is_some_and(|layout| layout.keys != ProtectionKeys::default())
             || mappings.iter().any(|mapping| mapping.protection_key != 0)
     });
+    let shared = shared_tables(&processes);
     let mut plans = BTreeMap::new();
     for process in &processes {
         let Some(living) = &process.living else { continue };
@@ -118,11 +119,20 @@ pub fn memories(image: &Image) -> Result<BTreeMap<TaskId, MemoryPlan>> {
                 inherits_executable: inherits && same_executable,
                 inherited_guards,
                 uses_keys,
+                shares_table: shared.contains(&living.descriptor_table),
                 kept,
             },
         );
     }
     Ok(plans)
+}
+
+/// The descriptor tables that processes with different memories have.
+fn shared_tables(processes: &[Process]) -> BTreeSet<DescriptorTableId> {
+    let living = processes.iter().filter_map(|process| process.living.as_ref());
+    let pairs: BTreeSet<_> = living.map(|living| (living.descriptor_table, living.memory)).collect();
+    let tables = || pairs.iter().map(|&(table, _)| table);
+    tables().zip(tables().skip(1)).filter(|(one, next)| one == next).map(|(table, _)| table).collect()
 }
 
 /// The guard regions of each memory that has some.

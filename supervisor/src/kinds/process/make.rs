@@ -160,6 +160,8 @@ impl MakeProcesses {
         let memory = self.early.get(&birth.id());
         if let Some(memory) = memory {
             build::build(restoring, memory)?;
+            // Whoever shares it is about to fork, not only the process that builds it.
+            restoring.settle()?;
         }
         for child in children().filter(|child| child.before_parents_session) {
             spawn(restoring, child)?;

@@ -20,10 +20,14 @@ const GET_UNTAG_MASK: u32 = 0x4001;
 /// [`code::TASK_STATE`], all at once; what the stubs say.
 pub(super) fn refuse(frozen: &mut Frozen) -> Result<()> {
     let mut problems = Problems::new();
-    let (few, many) = (Question::new(false), Question::new(true));
+    let (without_table, with_table) = (Question::new(false), Question::new(true));
     // Few filters know these calls. What is behind one that forbids them can't have made segments, unless before.
     let question = |process: &FrozenProcess| {
-        if process.threads.iter().all(|thread| thread.filters.is_empty()) { &many } else { &few }
+        if process.threads.iter().all(|thread| thread.filters.is_empty()) {
+            &with_table
+        } else {
+            &without_table
+        }
     };
     let answers = frozen.run_in_some(|process| Some(&question(process).batch));
     let (batch, entries) = entries();

@@ -38,12 +38,7 @@ impl Action for Release {
         let leaders: Vec<(&Process, EndedLeader)> = records.iter().filter_map(ended_leader).collect();
         let call = system_call_in_vdso()?;
         let threads = self.threads.iter().map(|thread| thread.id);
-        let all: Vec<TaskId> = threads.chain(leaders.iter().map(|(leader, _)| leader.id)).collect();
-        // Each step of all of them at the same time.
-        all.iter().try_for_each(|&id| restoring.puppet(id)?.begin_parking())?;
-        all.iter().try_for_each(|&id| restoring.puppet(id)?.finish_parking())?;
-        all.iter().try_for_each(|&id| restoring.puppet(id)?.begin_stopping())?;
-        all.iter().try_for_each(|&id| restoring.puppet(id)?.finish_stopping().map(drop))?;
+        stop(restoring, &threads.chain(leaders.iter().map(|(leader, _)| leader.id)).collect::<Vec<_>>())?;
         let mut memories: BTreeMap<MemoryId, (&LightweightProcess, Registers, Option<u64>)> = BTreeMap::new();
         let mut ended = BTreeMap::new();
         for thread in &self.threads {
@@ -93,6 +88,14 @@ impl Action for Release {
         }
         restoring.release()
     }
+}
+
+/// Parks and stops these puppets: each step of all of them at the same time.
+fn stop(restoring: &mut Restoring<'_>, all: &[TaskId]) -> Result<()> {
+    all.iter().try_for_each(|&id| restoring.puppet(id)?.begin_parking())?;
+    all.iter().try_for_each(|&id| restoring.puppet(id)?.finish_parking())?;
+    all.iter().try_for_each(|&id| restoring.puppet(id)?.begin_stopping())?;
+    all.iter().try_for_each(|&id| restoring.puppet(id)?.finish_stopping().map(drop))
 }
 
 /// A process whose first thread has ended while others run.
@@ -172,7 +175,7 @@ struct Unmap<'image> {
 
 /// Unmaps all areas of all memories, by a call of one thread of each from the vdso. They make each step at the same time.
 fn unmap(restoring: &mut Restoring<'_>, unmaps: &[Unmap<'_>]) -> Result<()> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = || Instant::now() + PATIENCE;
     let mut each = |step: &dyn Fn(&mut Puppet, &Unmap<'_>) -> Result<()>| {
         unmaps.iter().try_for_each(|unmap| {
             let subject = Subject::task(unmap.thread.process.0, unmap.thread.name.clone());
@@ -192,11 +195,11 @@ fn unmap(restoring: &mut Restoring<'_>, unmaps: &[Unmap<'_>]) -> Result<()> {
         })
     })?;
     each(&|puppet, _| {
-        puppet.arrive(|running| running.expect_call(deadline))?;
+        puppet.arrive(|running| running.expect_call(deadline()))?;
         puppet.set_out(Stopped::resume_to_call)
     })?;
     each(&|puppet, _| {
-        puppet.arrive(|running| running.expect_call(deadline))?;
+        puppet.arrive(|running| running.expect_call(deadline()))?;
         let result = puppet.stopped()?.registers()?.rax.cast_signed();
         if result != 0 {
             return Err(Error::new(code::INTERNAL, "the stub could not be unmapped").because(result));
@@ -207,7 +210,7 @@ fn unmap(restoring: &mut Restoring<'_>, unmaps: &[Unmap<'_>]) -> Result<()> {
             stopped.resume(0)
         })
     })?;
-    each(&|puppet, _| puppet.arrive(|running| running.expect_interruption(deadline)))
+    each(&|puppet, _| puppet.arrive(|running| running.expect_interruption(deadline())))
 }
 
 /// Offset of a system call instruction in the vdso of this kernel, which is that of every process.

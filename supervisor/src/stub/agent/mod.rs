@@ -54,6 +54,8 @@ pub struct Agent {
     room: Option<Room>,
     /// Whether the thread has other registers than its own, and another signal mask.
     away: bool,
+    /// Whether a batch was sent and its answer not taken.
+    owes_answer: bool,
     foothold: Foothold,
 }
 
@@ -89,6 +91,7 @@ impl Agent {
             room: None,
             away: false,
             state: TaskState::Stopped(stopped),
+            owes_answer: false,
             foothold: Foothold::default(),
         })
     }
@@ -193,7 +196,14 @@ impl Agent {
         let Some(channel) = &self.foothold.channel else {
             return Err(Error::new(code::INTERNAL, "a batch for a task without a stub").about(self.subject()));
         };
-        channel.send(batch).map_err(|error| error.about(self.subject()))
+        if self.owes_answer {
+            // A late one must not be taken for that of another batch.
+            let error = Error::new(code::STUB_SILENT, "the stub has not answered the batch before");
+            return Err(error.about(self.subject()));
+        }
+        channel.send(batch).map_err(|error| error.about(self.subject()))?;
+        self.owes_answer = true;
+        Ok(())
     }
 
     /// Waits for what comes of the batch that was sent.
@@ -208,6 +218,7 @@ impl Agent {
         let state = &mut self.state;
         let outcome =
             channel.receive(batch, || state.look()).map_err(|error| error.about(subject.clone()))?;
+        self.owes_answer = false;
         outcome.check(batch, &subject)?;
         Ok(outcome)
     }

@@ -71,7 +71,9 @@ impl Watch {
         let process = walk.frozen.processes.iter().find(|process| process.pid == pid);
         let Some(process) = process else {
             if messages > 0 {
-                return Err("a message queue with messages of which a process outside of the tree is notified");
+                return Err(
+                    "a message queue with messages of which a process outside of the tree is notified",
+                );
             }
             return Ok(None);
         };
@@ -192,7 +194,11 @@ impl Probe {
     ///
     /// # Errors
     /// If another signal has come in between, which is given back.
-    pub(super) fn notification(&self, process: &mut FrozenProcess, outcome: &Outcome) -> Result<QueueNotification> {
+    pub(super) fn notification(
+        &self,
+        process: &mut FrozenProcess,
+        outcome: &Outcome,
+    ) -> Result<QueueNotification> {
         let mut found = self.watch.without_value(process.id);
         let (Some((information, taken)), Some(signal)) = (self.taken, self.watch.signal) else {
             return Ok(found);
@@ -222,10 +228,7 @@ mod tests {
 
     #[test]
     fn who_is_to_be_notified() {
-        assert_eq!(
-            Registered::parse(b"QSIZE:0          NOTIFY:0     SIGNO:0     NOTIFY_PID:0     \n"),
-            None
-        );
+        assert_eq!(Registered::parse(b"QSIZE:0          NOTIFY:0     SIGNO:0     NOTIFY_PID:0     \n"), None);
         assert_eq!(
             Registered::parse(b"QSIZE:129        NOTIFY:2     SIGNO:7     NOTIFY_PID:8260  \n"),
             Some(Registered { notify: 2, signal: 7, pid: 8260 })

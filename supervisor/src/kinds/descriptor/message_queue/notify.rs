@@ -55,7 +55,8 @@ impl Action for Notify {
             None => event(libc::SIGEV_NONE, 0, 0),
         };
         let event = batch.data(&event);
-        let asked = batch.call("asking for a notification", libc::SYS_mq_notify, [number.into(), event.into()]);
+        let asked =
+            batch.call("asking for a notification", libc::SYS_mq_notify, [number.into(), event.into()]);
         match restoring.run(process, &batch)?.get(asked) {
             Ok(_) => Ok(()),
             Err(Errno::EBUSY) => {

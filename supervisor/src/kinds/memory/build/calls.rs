@@ -15,6 +15,8 @@ use vckpt_parasite::protocol;
 /// Gathers calls for a puppet, sends them when a request is full, and checks what came of them.
 pub(super) struct Builder {
     pub(super) process: TaskId,
+    /// For errors.
+    subject: Subject,
     pub(super) batch: Batch,
     /// Calls that must give exactly this.
     pub(super) expected: Vec<(CallIndex, u64)>,
@@ -25,14 +27,15 @@ pub(super) struct Builder {
     /// Segments that were opened for reading only.
     read_only: HashMap<SegmentId, OwnedFd>,
     /// Descriptors that travel with the batch, and the calls' argument for them.
-    pub(super) sent: HashMap<RawFd, Argument>,
+    sent: HashMap<RawFd, Argument>,
 }
 
 impl Builder {
     /// Nothing is to be called yet.
-    pub(super) fn new(process: TaskId) -> Self {
+    pub(super) fn new(process: TaskId, subject: Subject) -> Self {
         Self {
             process,
+            subject,
             batch: Batch::new(),
             expected: Vec::new(),
             wanted: Vec::new(),
@@ -51,15 +54,15 @@ impl Builder {
         if batch.is_empty() {
             return Ok(());
         }
-        let (process, expected) = (self.process, std::mem::take(&mut self.expected));
-        let wanted = std::mem::take(&mut self.wanted);
-        restoring.begin(process, batch, move |restoring, outcome| {
+        let expected = std::mem::take(&mut self.expected);
+        let (wanted, subject) = (std::mem::take(&mut self.wanted), self.subject.clone());
+        restoring.begin(self.process, batch, move |restoring, outcome| {
             for (call, expected) in expected {
                 let result = outcome.get(call);
                 if result != Ok(expected) {
                     return Err(Error::new(code::MEMORY_ACCESS, "building memory")
                         .because(format!("{result:?} instead of {expected}"))
-                        .about(Subject { task: Some(process.0), ..Subject::default() }));
+                        .about(subject));
                 }
             }
             for (call, what) in wanted {
@@ -83,6 +86,11 @@ impl Builder {
             self.flush(restoring)?;
         }
         Ok(())
+    }
+
+    /// How many descriptors travel with what was gathered.
+    pub(super) fn descriptors(&self) -> u64 {
+        self.sent.len() as u64
     }
 
     /// The argument for a descriptor of ours, which travels once with the batch.

@@ -3,13 +3,11 @@
 use super::MemoryPlan;
 use super::calls::Builder;
 use crate::error::Result;
+use crate::place::SPARE;
 use crate::proc::read;
 use crate::restoring::Restoring;
 use crate::stub::puppet::Puppet;
 use std::os::unix::fs::MetadataExt;
-
-/// So few descriptors have numbers far below that of the stub's socket.
-const FEW: usize = 16;
 
 /// Where a puppet has the auxiliary vector for the kernel to take.
 fn auxiliary_vector(puppet: &Puppet) -> u64 {
@@ -27,7 +25,8 @@ impl Builder {
     pub(super) fn layout(&mut self, restoring: &mut Restoring<'_>, plan: &MemoryPlan) -> Result<()> {
         let layout = &plan.layout;
         self.reserve(restoring, 128)?;
-        if self.sent.len() > FEW {
+        // With the executable: none of them may get the number to which that is moved.
+        if self.descriptors() + 2 > SPARE {
             self.flush(restoring)?;
         }
         let puppet = restoring.known_puppet(self.process)?;
