@@ -225,6 +225,7 @@ pub(crate) fn host(image: &Image, plan: &Plan) -> Result<()> {
     let mut problems = Problems::new();
     problems.take(crate::kinds::memory::mapped_file::check(image));
     problems.take(crate::kinds::descriptor::internet::check(image, plan));
+    problems.take(crate::kinds::descriptor::packet::restore::check(image));
     problems.take(crate::kinds::descriptor::io_uring::rights::check(image));
     problems.take(crate::kinds::descriptor::unix::restore::check(image));
     problems.finish()

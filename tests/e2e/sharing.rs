@@ -2,8 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::harness::Topic;
-use crate::harness::case::two_rounds;
+use crate::harness::case::{Case, two_rounds};
+use crate::harness::{Topic, need_root};
 use crate::stage::kernel::{check, map, pipe, put, take};
 use crate::stage::{Stage, Verdict, verify};
 
@@ -18,6 +18,16 @@ pub(crate) const TOPIC: Topic = Topic {
     cases: &[
         ("with_the_parent", || two_rounds("sharing")),
         ("with_a_sibling", || two_rounds("sharing-siblings")),
+        ("with_a_sibling_of_a_lower_number", || {
+            need_root()?;
+            let mut case = Case::new()?;
+            let mut root = case.start("sharing-siblings", &["lower-numbers"])?;
+            case.ask()?;
+            for _ in 0..2 {
+                root = case.round(root)?;
+            }
+            case.finish(root)
+        }),
         ("with_the_child_of_a_sibling", || two_rounds("sharing-nephew")),
         ("with_threads_and_children", || two_rounds("sharing-offspring")),
     ],
@@ -229,6 +239,12 @@ fn siblings(stage: Stage) {
     let first = Member::new(0);
     let flags = [libc::CLONE_FILES, libc::CLONE_FS, libc::CLONE_VM, libc::CLONE_VM | libc::CLONE_FILES];
     let others = flags.map(Member::new);
+    if stage.arguments.iter().any(|argument| argument == "lower-numbers") {
+        // The child gets one of the last numbers there are, its siblings the first.
+        let most =
+            std::fs::read_to_string("/proc/sys/kernel/pid_max").unwrap().trim().parse::<u64>().unwrap();
+        std::fs::write("/proc/sys/kernel/ns_last_pid", format!("{}", most - 3)).unwrap();
+    }
     let pid = crate::stage::kernel::fork(|| {
         others.iter().for_each(|other| other.make_with(other.flags | libc::CLONE_PARENT));
         first.serve()

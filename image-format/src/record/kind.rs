@@ -135,6 +135,8 @@ kinds! {
     IpcNamespace = 96, "ipc namespace";
     /// A BPF map.
     BpfMap = 97, "bpf map";
+    /// A packet socket.
+    PacketSocket = 98, "packet socket";
     /// An io_uring.
     IoUring = 110, "io_uring";
 }

@@ -25,6 +25,7 @@ pub mod message_queue;
 pub mod mmap_memory;
 pub mod nameless_file;
 pub mod namespace_descriptor;
+pub mod packet_socket;
 pub mod pipe;
 pub mod platform_name;
 pub mod posix_message_queue;
@@ -170,6 +171,7 @@ pub const REGISTRY: &[Entry] = &[
     entry::<timer_descriptor::TimerDescriptor>(),
     entry::<unix_socket::UnixSocket>(),
     entry::<connection::Connection>(),
+    entry::<packet_socket::PacketSocket>(),
     entry::<terminal::Terminal>(),
     entry::<process_descriptor::ProcessDescriptor>(),
     entry::<namespace_descriptor::NamespaceDescriptor>(),

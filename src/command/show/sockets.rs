@@ -8,6 +8,7 @@ use serde::Serialize;
 use std::collections::HashMap;
 use vckpt_image_format::record::connection::{Connection, ConnectionState, Ending};
 use vckpt_image_format::record::data_queued::{DataQueued, Queue};
+use vckpt_image_format::record::packet_socket::PacketSocket;
 use vckpt_image_format::record::unix_socket::{SocketType, UnixSocket, UnixState};
 use vckpt_image_format::{DescriptionId, FormatError, SocketId};
 
@@ -76,6 +77,19 @@ fn try_rows(view: &View) -> Result<Vec<Row>, FormatError> {
             peer: unix_peer(&unix, socket),
             holders: holders(view, socket.description.id),
             in_flight: travel.remove(&Queue::Socket(socket.id)).unwrap_or_default(),
+        });
+    }
+    for socket in view.image.all::<PacketSocket>()? {
+        let interface = socket.interface.as_ref().map_or_else(|| "*".to_owned(), ToString::to_string);
+        rows.push(Row {
+            protocol: if socket.socket_type == 3 { "p_raw" } else { "p_dgr" },
+            state: "UNCONN",
+            received: 0,
+            sent: 0,
+            local: format!("{:#06x}:{interface}", socket.protocol),
+            peer: "*".to_owned(),
+            holders: holders(view, socket.description.id),
+            in_flight: Vec::new(),
         });
     }
     Ok(rows)

@@ -386,8 +386,8 @@ pub(super) fn find_children(tree: &mut StoppedTree) -> bool {
     news
 }
 
-/// The children of all threads of a process.
-fn children(pid: i32) -> Vec<i32> {
+/// The children of all threads of a process; those of one thread in the order in which it has got them.
+pub(super) fn children(pid: i32) -> Vec<i32> {
     let threads = read::numbers(pid, "task").unwrap_or_default();
     let of_thread = |&tid: &i32| {
         let text = read::file(pid, &format!("task/{tid}/children")).unwrap_or_default();

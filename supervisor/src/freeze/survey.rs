@@ -1,7 +1,7 @@
 //! Taking stock of a tree: who is who, and what can't be dumped at all.
 
 use super::sharing;
-use super::stop::StoppedTree;
+use super::stop::{self, StoppedTree};
 use crate::error::{Error, Problems, Result, Subject, code};
 use crate::frozen::{Frozen, FrozenProcess, FrozenThread, Shares};
 use crate::kinds::credentials;
@@ -15,7 +15,7 @@ use crate::proc::{identity, maps, read, stat, status};
 use crate::stub::agent::Agent;
 use crate::sys::process;
 use nix::errno::Errno;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::path::PathBuf;
 use vckpt_image_format::TaskId;
@@ -116,13 +116,19 @@ fn state_of(pid: i32) -> Option<u8> {
     stat::parse(&read::file(pid, "stat").ok()?).map(|stat| stat.state)
 }
 
-/// The processes, parents before their children, children in the order of their IDs.
+/// The processes, parents before their children, the children of a thread in the order in which it has got them: who
+/// shares something with a sibling was made by one that was there before. The IDs may have begun anew meanwhile.
 fn in_tree_order(root: i32, parents: &BTreeMap<i32, Option<i32>>) -> Vec<i32> {
     let mut children: BTreeMap<i32, Vec<i32>> = BTreeMap::new();
     for (&child, &parent) in parents {
         if let Some(parent) = parent {
             children.entry(parent).or_default().push(child);
         }
+    }
+    for (&parent, children) in children.iter_mut().filter(|(_, children)| children.len() > 1) {
+        let listed = stop::children(parent);
+        let places: HashMap<i32, usize> = listed.into_iter().zip(0..).collect();
+        children.sort_by_key(|child| places.get(child).copied().unwrap_or(usize::MAX));
     }
     let mut order = vec![root];
     let mut next = 0;

@@ -2,6 +2,10 @@
 //!
 //! Building requests and reading answers is plain work on bytes; the messages travel by `sendto(2)` and `recv(2)`.
 
+mod packet;
+
+pub use packet::PacketSocketInfo;
+
 use super::socket;
 use nix::errno::Errno;
 use rustix::net::{AddressFamily, Protocol, RecvFlags, SocketFlags, SocketType};
@@ -76,10 +80,7 @@ impl SocketDiagnosis {
     }
 
     fn ask(&self, request: &[u8]) -> Result<Vec<u8>> {
-        // To the kernel: family and zeros.
-        let mut kernel = [0_u8; 12];
-        kernel[..2].copy_from_slice(&u16::try_from(libc::AF_NETLINK).unwrap_or_default().to_ne_bytes());
-        socket::send(self.0.as_fd(), request, &kernel)?;
+        socket::send(self.0.as_fd(), request, &kernel())?;
         let mut answer = vec![0; 8192];
         let (count, _) =
             rustix::net::recv(&self.0, answer.as_mut_slice(), RecvFlags::empty()).map_err(error_number)?;
@@ -90,6 +91,13 @@ impl SocketDiagnosis {
 
 fn error_number(errno: rustix::io::Errno) -> Errno {
     Errno::from_raw(errno.raw_os_error())
+}
+
+/// The address of the kernel: family and zeros.
+fn kernel() -> [u8; 12] {
+    let mut kernel = [0_u8; 12];
+    kernel[..2].copy_from_slice(&u16::try_from(libc::AF_NETLINK).unwrap_or_default().to_ne_bytes());
+    kernel
 }
 
 /// `nlmsghdr` and `unix_diag_req`.

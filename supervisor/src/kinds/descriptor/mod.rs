@@ -29,6 +29,7 @@ pub mod namespace;
 pub mod observe;
 pub mod opened;
 pub mod owners;
+pub mod packet;
 pub mod pipe;
 pub mod place;
 pub mod process;
@@ -117,6 +118,12 @@ pub const DESCRIPTOR_KINDS: &[DescriptorKind] = &[
         claims: internet::claims,
         observe: internet::observe::observe,
         plan: internet::restore::plan,
+    },
+    DescriptorKind {
+        name: "packet",
+        claims: packet::claims,
+        observe: packet::observe::observe,
+        plan: packet::restore::plan,
     },
     DescriptorKind {
         name: "inotify",

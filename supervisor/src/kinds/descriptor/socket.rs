@@ -66,7 +66,6 @@ pub fn unknown(opened: &Opened) -> String {
         (libc::AF_INET | libc::AF_INET6, IPPROTO_MPTCP) => "a connection of Multipath TCP".to_owned(),
         (libc::AF_INET | libc::AF_INET6, libc::IPPROTO_SCTP) => "an SCTP socket".to_owned(),
         (libc::AF_INET | libc::AF_INET6, protocol) => format!("an internet socket of protocol {protocol}"),
-        (libc::AF_PACKET, _) => "a packet socket".to_owned(),
         (libc::AF_VSOCK, _) => "a socket to the host or to a virtual machine (vsock)".to_owned(),
         (libc::AF_XDP, _) => "an XDP socket".to_owned(),
         (libc::AF_ALG, _) => "a socket to the kernel's cryptography".to_owned(),
@@ -165,6 +164,7 @@ fn is_kept(level: u32, name: u32) -> bool {
         || sizes.contains(&(level, name))
         || super::unix::observe::OPTIONS.contains(&key)
         || super::internet::keeps(level.cast_signed(), name.cast_signed())
+        || super::packet::keeps(level, name.cast_signed())
 }
 
 fn set_option(made: BorrowedFd<'_>, option: &SocketOption) -> Result<()> {
