@@ -63,6 +63,7 @@ mod outside;
 mod over;
 mod overlay;
 mod owners;
+mod packets;
 mod paths;
 mod peers;
 mod pipes;
@@ -127,6 +128,7 @@ const TOPICS: &[Topic] = &[
     mapped_files::TOPIC,
     aio::TOPIC,
     files::TOPIC,
+    packets::TOPIC,
     paths::TOPIC,
     handles::TOPIC,
     locks::TOPIC,

@@ -16,6 +16,7 @@ use vckpt_image_format::record::io_uring::IoUring;
 use vckpt_image_format::record::nameless_file::{NamelessFile, Sort};
 use vckpt_image_format::record::namespace_descriptor::NamespaceDescriptor;
 use vckpt_image_format::record::pipe::{Pipe, Reach};
+use vckpt_image_format::record::packet_socket::PacketSocket;
 use vckpt_image_format::record::posix_message_queue::PosixMessageQueue;
 use vckpt_image_format::record::process::{Living, Process};
 use vckpt_image_format::record::process_descriptor::ProcessDescriptor;
@@ -173,6 +174,9 @@ fn opened(image: &Image) -> Result<HashMap<DescriptionId, Opened>, FormatError> 
     }
     for record in image.all::<IoUring>()? {
         add(&record.description, "a_inode", "0".to_owned(), format!("[{}]", record.name()));
+    }
+    for record in image.all::<PacketSocket>()? {
+        add(&record.description, "pack", "0t0".to_owned(), record.name());
     }
     for record in image.all::<NamespaceDescriptor>()? {
         add(&record.description, "REG", "0t0".to_owned(), record.name());
