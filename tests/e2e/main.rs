@@ -51,6 +51,7 @@ mod futexes;
 mod guards;
 mod handles;
 mod held;
+mod host_names;
 mod in_flight;
 mod ipc;
 mod keys;
@@ -150,6 +151,7 @@ const TOPICS: &[Topic] = &[
     sockets::TOPIC,
     socket_names::TOPIC,
     unix_states::TOPIC,
+    host_names::TOPIC,
     in_flight::TOPIC,
     peers::TOPIC,
     datagrams::TOPIC,

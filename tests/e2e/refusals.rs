@@ -134,14 +134,12 @@ fn target_dies_midway() -> Outcome {
 /// Namespaces are not supported yet: what a restore would lose is refused, or told.
 fn namespaces() -> Outcome {
     need_root()?;
-    for (flag, name) in [(libc::CLONE_NEWNET, "network"), (libc::CLONE_NEWUTS, "UTS")] {
-        let mut case = Case::new()?;
-        let root = start_in(&case, flag)?;
-        let ran = refused(&mut case, root, &[3])?;
-        ensure!(ran.stderr.contains(&format!("another {name} namespace")), "{name}: {}", ran.describe());
-        case.ask()?;
-        case.finish(root)?;
-    }
+    let mut case = Case::new()?;
+    let root = start_in(&case, libc::CLONE_NEWNET)?;
+    let ran = refused(&mut case, root, &[3])?;
+    ensure!(ran.stderr.contains("another network namespace"), "not named: {}", ran.describe());
+    case.ask()?;
+    case.finish(root)?;
     let mut case = Case::new()?;
     let root = start_in(&case, libc::CLONE_NEWNS)?;
     let ran = case.vckpt(&["dump", &root.to_string(), "-o", text(&case.path("told.vckpt")), "-R"])?.good()?;

@@ -137,6 +137,8 @@ kinds! {
     BpfMap = 97, "bpf map";
     /// A packet socket.
     PacketSocket = 98, "packet socket";
+    /// A UTS namespace of the application's own.
+    UtsNamespace = 99, "uts namespace";
     /// An io_uring.
     IoUring = 110, "io_uring";
 }

@@ -48,6 +48,7 @@ pub mod socket_option;
 pub mod terminal;
 pub mod timer_descriptor;
 pub mod unix_socket;
+pub mod uts_namespace;
 
 use crate::codec::{self, CodecError};
 use crate::id::Identity;
@@ -180,6 +181,7 @@ pub const REGISTRY: &[Entry] = &[
     entry::<pseudo_terminal::PseudoTerminal>(),
     entry::<posix_message_queue::PosixMessageQueue>(),
     entry::<ipc_namespace::IpcNamespace>(),
+    entry::<uts_namespace::UtsNamespace>(),
     entry::<bpf_map::BpfMap>(),
     entry::<io_uring::IoUring>(),
     entry::<message_queue::MessageQueue>(),

@@ -20,6 +20,7 @@ pub mod schedule;
 pub mod segment;
 pub mod signal;
 pub mod thread;
+pub mod uts;
 
 use crate::error::Result;
 use crate::frozen::Frozen;
@@ -44,6 +45,7 @@ pub const KINDS: &[KindEntry] = &[
     KindEntry { name: "signal", observe: signal::observe::observe, plan: signal::restore::plan },
     KindEntry { name: "alarm", observe: alarm::observe::observe, plan: alarm::restore::plan },
     namespace::ENTRY,
+    uts::ENTRY,
     ipc::ENTRY,
     process::ENTRY,
     thread::ENTRY,

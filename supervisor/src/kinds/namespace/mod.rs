@@ -1,7 +1,7 @@
 //! Namespaces: what the kernel shows a process of the host.
 //!
 //! Kept so far: the clocks of a time namespace; the IDs that a PID namespace gives; a restore may put its tree into PID, user and mount namespaces of
-//! its own. Not kept, and so refused: network, UTS and user namespaces other than our own, and processes of
+//! its own. Not kept, and so refused: network and user namespaces other than our own, and processes of
 //! one tree in different ones. A mount namespace is not kept either, but most are much like our own: that is told.
 
 use crate::error::{Error, Problems, Result, code};
@@ -17,7 +17,7 @@ use vckpt_image_format::reader::Image;
 pub const ENTRY: KindEntry = KindEntry { name: "namespace", observe, plan };
 
 /// The namespaces that a tree must share with us: file of `/proc/<pid>/ns`, name for people.
-const SHARED_WITH_US: &[(&str, &str)] = &[("net", "network"), ("uts", "UTS"), ("user", "user")];
+const SHARED_WITH_US: &[(&str, &str)] = &[("net", "network"), ("user", "user")];
 
 /// All that the processes of a tree must share with one another.
 const SHARED_BY_ALL: [(&str, &str); 7] = [
