@@ -2,6 +2,7 @@
 //! nowhere else but where those are printed.
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum, ValueHint};
+use std::ffi::OsString;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -14,7 +15,7 @@ use std::time::Duration;
 ///
 /// Exit codes: 0 done; 1 fault of vckpt; 2 usage; 3 the target's state is not supported; 4 the host lacks a feature or
 /// privilege; 5 the environment differs; 6 the image is damaged; 7 the image can't be written or read; 8 time-out while
-/// freezing; 9 the target ended; 10 degraded; 130 interrupted.
+/// freezing; 9 the target ended; 10 degraded; 75 checkpointed, run again; 130 interrupted.
 #[derive(Debug, Parser)]
 #[command(name = "vckpt", version, max_term_width = 100, arg_required_else_help = true)]
 pub(crate) struct Arguments {
@@ -39,6 +40,7 @@ pub(crate) struct Arguments {
 pub(crate) enum Command {
     Dump(Dump),
     Restore(Restore),
+    Run(Run),
     Check(Check),
     Show(Show),
     Explain(Explain),
@@ -150,6 +152,58 @@ pub(crate) enum PidChoice {
     Same,
     /// A fresh PID namespace
     Namespace,
+}
+
+/// Run a command that can be interrupted here and carried on elsewhere
+///
+/// If the image is there, the command goes on from it; else it is started. When vckpt run is told to end (SIGTERM), as
+/// by a CI system that needs the machine, it writes the command with all its descendants into the image and ends with
+/// exit code 75. Run again with that image, here or on another machine, the command goes on where it was.
+///
+/// When the command has ended by itself, the image is removed, and the exit code is that of the command (128 + n if
+/// signal n ended it; 126 and 127 if it can't be started). Other signals are handed on to it.
+#[derive(Debug, Args)]
+pub(crate) struct Run {
+    /// The image
+    #[arg(short, long, value_name = "IMAGE", value_hint = ValueHint::FilePath)]
+    pub(crate) image: PathBuf,
+
+    /// What SIGTERM does
+    #[arg(long, value_name = "WHAT", default_value = "dump")]
+    pub(crate) on_term: OnTerm,
+
+    /// Renew the image while the command runs, each time after this span: 90, 90s, 10m, 2h
+    #[arg(long, value_name = "SPAN", value_parser = span)]
+    pub(crate) every: Option<Duration>,
+
+    /// How long the processes may take to stand still
+    #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = seconds)]
+    pub(crate) freeze_timeout: Duration,
+
+    /// Store programs and libraries too, for hosts that do not have the same
+    #[arg(long)]
+    pub(crate) embed_files: bool,
+
+    /// What becomes of TCP connections whose peer is outside of the tree
+    #[arg(long, value_name = "WHAT", default_value = "keep")]
+    pub(crate) tcp: TcpChoice,
+
+    /// What becomes of unix sockets whose peer is outside of the tree
+    #[arg(long, value_name = "WHAT", default_value = "refuse")]
+    pub(crate) external: ExternalChoice,
+
+    /// The command and its arguments, behind --
+    #[arg(last = true, required = true, value_name = "COMMAND", value_hint = ValueHint::CommandWithArguments)]
+    pub(crate) command: Vec<OsString>,
+}
+
+/// What SIGTERM does to vckpt run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OnTerm {
+    /// The command goes into the image; if that can't be, it gets the signal
+    Dump,
+    /// The command gets it
+    Pass,
 }
 
 /// Tell everything that stands in the way of a dump or restore, at once
@@ -278,6 +332,24 @@ fn addresses(text: &str) -> Result<(IpAddr, IpAddr), String> {
     Err("one address is of IPv4, the other of IPv6".to_owned())
 }
 
+/// A span of time: a number, and perhaps the letter of its unit.
+fn span(text: &str) -> Result<Duration, String> {
+    let (number, unit) = match text.trim_end_matches(['s', 'm', 'h']) {
+        number if number.len() + 1 < text.len() => return Err("this is no span of time".to_owned()),
+        number => (number, text.get(number.len()..).unwrap_or_default()),
+    };
+    let factor = match unit {
+        "m" => 60.0,
+        "h" => 3600.0,
+        _ => 1.0,
+    };
+    let seconds: f64 = number.parse().map_err(|_| "this is no span of time".to_owned())?;
+    match Duration::try_from_secs_f64(seconds * factor) {
+        Ok(Duration::ZERO) => Err("this is no time at all".to_owned()),
+        span => span.map_err(|error| error.to_string()),
+    }
+}
+
 fn seconds(text: &str) -> Result<Duration, String> {
     let seconds: f64 = text.parse().map_err(|_| "this is no number of seconds".to_owned())?;
     Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
@@ -315,6 +387,18 @@ mod tests {
     #[test]
     fn definition_is_consistent() {
         Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn spans_have_units() {
+        let seconds = |text| super::span(text).map(|span| span.as_secs_f64());
+        assert_eq!(seconds("90"), Ok(90.0));
+        assert_eq!(seconds("1.5s"), Ok(1.5));
+        assert_eq!(seconds("10m"), Ok(600.0));
+        assert_eq!(seconds("2h"), Ok(7200.0));
+        for bad in ["", "m", "0", "-1", "5mm", "5d"] {
+            assert!(seconds(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -24,6 +24,8 @@ enum Mode {
     Cancel(Option<Signal>),
     /// It is for the root of a restored tree.
     HandOn(OwnedFd),
+    /// The main thread is told.
+    Tell(Box<dyn Fn(Signal) + Send>),
     /// A restored tree has ended, and this program is about to.
     Over,
 }
@@ -54,7 +56,7 @@ impl Signals {
     pub(crate) fn cancelled(&self) -> Option<i32> {
         match *lock(&self.0) {
             Mode::Cancel(signal) => signal.map(|signal| signal as i32),
-            Mode::End(_) | Mode::HandOn(_) | Mode::Over => None,
+            Mode::End(_) | Mode::HandOn(_) | Mode::Tell(_) | Mode::Over => None,
         }
     }
 
@@ -66,13 +68,22 @@ impl Signals {
         let mut mode = lock(&self.0);
         let late = match *mode {
             Mode::Cancel(signal) => signal,
-            Mode::End(_) | Mode::HandOn(_) | Mode::Over => None,
+            Mode::End(_) | Mode::HandOn(_) | Mode::Tell(_) | Mode::Over => None,
         };
         *mode = Mode::HandOn(descriptor);
         if let Some(signal) = late {
             answer(signal, &mut mode);
         }
         Ok(())
+    }
+
+    /// From now on this is called for every signal, beginning with one that came before.
+    pub(crate) fn tell(&self, tell: impl Fn(Signal) + Send + 'static) {
+        let mut mode = lock(&self.0);
+        if let Mode::Cancel(Some(signal)) = *mode {
+            tell(signal);
+        }
+        *mode = Mode::Tell(Box::new(tell));
     }
 
     /// From now on signals do nothing: the program is about to end.
@@ -117,6 +128,7 @@ fn answer(signal: Signal, mode: &mut Mode) {
                 let _ = raise(Signal::SIGSTOP);
             }
         }
+        Mode::Tell(tell) => tell(signal),
         Mode::Over => {}
     }
 }

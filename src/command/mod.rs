@@ -6,6 +6,7 @@ mod demo;
 mod dump;
 mod explain;
 mod restore;
+mod run;
 mod show;
 
 use crate::cli::Command;
@@ -18,6 +19,7 @@ pub(crate) fn run(command: Command, output: &Output) -> Result<ExitCode> {
     match command {
         Command::Dump(arguments) => dump::run(arguments, output),
         Command::Restore(arguments) => restore::run(arguments, output),
+        Command::Run(arguments) => run::run(arguments, output),
         Command::Check(arguments) => check::run(&arguments, output),
         Command::Show(arguments) => show::run(&arguments, output),
         Command::Explain(arguments) => explain::run(&arguments, output),

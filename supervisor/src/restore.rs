@@ -123,6 +123,12 @@ impl Restored {
         }
     }
 
+    /// The child of this program whose end is that of the tree: the root, or the init of its PID namespace.
+    #[must_use]
+    pub fn child(&self) -> i32 {
+        self.released.child
+    }
+
     /// Sends the root a signal.
     ///
     /// # Errors

@@ -77,6 +77,7 @@ mod refusals;
 mod rights;
 mod ring_requests;
 mod rings;
+mod runs;
 mod runtimes;
 mod sandbox;
 mod schedules;
@@ -168,6 +169,7 @@ const TOPICS: &[Topic] = &[
     ptys::TOPIC,
     ipc::TOPIC,
     kills::TOPIC,
+    runs::TOPIC,
     sandbox::TOPIC,
     servers::TOPIC,
     shapes::TOPIC,

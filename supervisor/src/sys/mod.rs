@@ -11,6 +11,7 @@
 #![allow(unsafe_code, reason = "raw system calls that no crate wraps")]
 
 pub mod bpf;
+pub mod command;
 pub mod file;
 
 pub mod guard;
