@@ -160,8 +160,9 @@ pub(crate) enum PidChoice {
 /// by a CI system that needs the machine, it writes the command with all its descendants into the image and ends with
 /// exit code 75. Run again with that image, here or on another machine, the command goes on where it was.
 ///
-/// When the command has ended by itself, the image is removed, and the exit code is that of the command (128 + n if
-/// signal n ended it; 126 and 127 if it can't be started). Other signals are handed on to it.
+/// When the command has exited, the image is removed; if it was killed, an image that is there stays. The exit code is
+/// that of the command (128 + n if signal n ended it; 126 and 127 if it can't be started). Other signals are handed on
+/// to it.
 #[derive(Debug, Args)]
 pub(crate) struct Run {
     /// The image

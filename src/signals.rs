@@ -22,6 +22,8 @@ enum Mode {
     End(LastWords),
     /// It is noted, for the main thread to undo what it has done; the second one ends this program.
     Cancel(Option<Signal>),
+    /// It waits for the main thread to take it.
+    Queue(Vec<Signal>),
     /// It is for the root of a restored tree.
     HandOn(OwnedFd),
     /// The main thread is told.
@@ -52,10 +54,19 @@ impl Signals {
         Self::take(&[&ENDING[..], &HANDED_ON[..]].concat(), Mode::Cancel(None))
     }
 
+    /// From now on signals wait to be [told](Self::tell). As for [`end_with`](Self::end_with), before any thread is
+    /// started.
+    pub(crate) fn queue() -> Result<Self> {
+        Self::take(&[&ENDING[..], &HANDED_ON[..]].concat(), Mode::Queue(Vec::new()))
+    }
+
     /// The number of the signal by which what is under way is to be ended.
     pub(crate) fn cancelled(&self) -> Option<i32> {
-        match *lock(&self.0) {
+        match &*lock(&self.0) {
             Mode::Cancel(signal) => signal.map(|signal| signal as i32),
+            Mode::Queue(signals) => {
+                signals.iter().find(|signal| ENDING.contains(signal)).map(|&signal| signal as i32)
+            }
             Mode::End(_) | Mode::HandOn(_) | Mode::Tell(_) | Mode::Over => None,
         }
     }
@@ -68,7 +79,7 @@ impl Signals {
         let mut mode = lock(&self.0);
         let late = match *mode {
             Mode::Cancel(signal) => signal,
-            Mode::End(_) | Mode::HandOn(_) | Mode::Tell(_) | Mode::Over => None,
+            Mode::End(_) | Mode::Queue(_) | Mode::HandOn(_) | Mode::Tell(_) | Mode::Over => None,
         };
         *mode = Mode::HandOn(descriptor);
         if let Some(signal) = late {
@@ -77,11 +88,11 @@ impl Signals {
         Ok(())
     }
 
-    /// From now on this is called for every signal, beginning with one that came before.
+    /// From now on this is called for every signal, beginning with those that wait.
     pub(crate) fn tell(&self, tell: impl Fn(Signal) + Send + 'static) {
         let mut mode = lock(&self.0);
-        if let Mode::Cancel(Some(signal)) = *mode {
-            tell(signal);
+        if let Mode::Queue(signals) = &*mode {
+            signals.iter().copied().for_each(&tell);
         }
         *mode = Mode::Tell(Box::new(tell));
     }
@@ -128,6 +139,7 @@ fn answer(signal: Signal, mode: &mut Mode) {
                 let _ = raise(Signal::SIGSTOP);
             }
         }
+        Mode::Queue(signals) => signals.push(signal),
         Mode::Tell(tell) => tell(signal),
         Mode::Over => {}
     }

@@ -69,7 +69,7 @@ fn request(arguments: Restore) -> Result<Request> {
 }
 
 /// The status with which a shell would report such an end.
-fn exit_code(ending: Ending) -> ExitCode {
+pub(super) fn exit_code(ending: Ending) -> ExitCode {
     let code = match ending {
         Ending::Exited(status) => status,
         Ending::Signaled(signal) => 128 + signal,

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::harness::case::{Case, text};
 use crate::harness::process::{self, signal, spawn, until, wait_exit};
-use crate::harness::{Outcome, Topic, ensure};
+use crate::harness::{Outcome, Topic, ensure, short_or_long};
 use crate::stage::Stage;
 use crate::stage::kernel::{fork, handle, pipe, put, take, wait};
 
@@ -24,6 +24,9 @@ pub(crate) const TOPIC: Topic = Topic {
         ("what_cannot_be_dumped_gets_the_signal", not_dumped),
         ("the_signal_may_be_passed_on", passed),
         ("a_damaged_image_stays", damaged),
+        ("ending_while_it_is_dumped", while_dumped),
+        ("one_image_for_one_run", twice),
+        ("told_to_end_twice", told_twice),
         ("a_command_that_is_not_there", not_there),
     ],
 };
@@ -100,7 +103,9 @@ fn done(case: &Case) -> Vec<u64> {
     text.lines().filter_map(|line| line.parse().ok()).collect()
 }
 
-fn wait_for_steps(case: &Case, count: usize) -> Outcome {
+/// Waits for so many steps more: so `vckpt run` is ready for signals, which go on from the first one.
+fn wait_for_steps(case: &Case, more: usize) -> Outcome {
+    let count = done(case).len() + more;
     until(&format!("{count} steps"), LIMIT, || (done(case).len() >= count).then_some(()))
 }
 
@@ -114,12 +119,12 @@ fn every_step_once() -> Outcome {
     let mut case = Case::new()?;
     let image = case.path("job.vckpt");
     for part in 1..=3 {
-        let pid = start(&case, &[], &["60", "10", "7"])?;
+        let pid = start(&case, &[], &["80", "10", "7"])?;
         if part == 3 {
             ended(&case, pid, 7)?;
             break;
         }
-        wait_for_steps(&case, part * 15)?;
+        wait_for_steps(&case, 15)?;
         signal(pid, libc::SIGTERM)?;
         ended(&case, pid, AGAIN)?;
         ensure!(image.is_file(), "there is no image: {}", case.output("run"));
@@ -128,10 +133,10 @@ fn every_step_once() -> Outcome {
         std::thread::sleep(Duration::from_millis(50));
         ensure!(done(&case).len() == before, "steps are done although it has ended");
     }
-    ensure!(done(&case) == (1..=60).collect::<Vec<_>>(), "the steps are {:?}", done(&case));
+    ensure!(done(&case) == (1..=80).collect::<Vec<_>>(), "the steps are {:?}", done(&case));
     ensure!(!image.exists(), "the image is still there");
     let lines = case.output("run").lines().filter(|line| line.starts_with("step ")).count();
-    ensure!(lines == 60, "{lines} lines: {}", case.output("run"));
+    ensure!(lines == 80, "{lines} lines: {}", case.output("run"));
     case.finish_empty()
 }
 
@@ -151,7 +156,7 @@ fn ends() -> Outcome {
 fn renewed() -> Outcome {
     let mut case = Case::new()?;
     let image = case.path("job.vckpt");
-    let pid = start(&case, &["--every", "0.2"], &["100", "10", "3"])?;
+    let pid = start(&case, &["--every", "0.2"], &["400", "10", "3"])?;
     let written = |image: &Path| fs::metadata(image).and_then(|found| found.modified()).ok();
     let first = until("an image", LIMIT, || written(&image))?;
     until("another image", LIMIT, || written(&image).filter(|&at| at != first))?;
@@ -165,13 +170,13 @@ fn renewed() -> Outcome {
         process::children(i32::try_from(std::process::id()).ok()?).is_empty().then_some(())
     })?;
     let before = done(&case);
-    ensure!(before.len() > 10 && before.len() < 100, "{} steps were done", before.len());
-    let pid = start(&case, &[], &["100", "10", "3"])?;
+    ensure!(before.len() > 10 && before.len() < 400, "{} steps were done", before.len());
+    let pid = start(&case, &[], &["400", "10", "3"])?;
     ended(&case, pid, 3)?;
     let after = done(&case);
     let again = after.get(before.len()).copied().unwrap_or(0);
     ensure!(again > 1 && again as usize <= before.len() + 1, "it went on with step {again}: {after:?}");
-    ensure!(after[before.len()..] == (again..=100).collect::<Vec<_>>()[..], "the steps are {after:?}");
+    ensure!(after[before.len()..] == (again..=400).collect::<Vec<_>>()[..], "the steps are {after:?}");
     ensure!(!image.exists(), "the image is still there");
     case.finish_empty()
 }
@@ -180,7 +185,7 @@ fn signals() -> Outcome {
     let mut case = Case::new()?;
     for part in [1, 2] {
         let pid = start(&case, &[], &["1000", "5", "0"])?;
-        wait_for_steps(&case, part * 20)?;
+        wait_for_steps(&case, 20)?;
         signal(pid, libc::SIGUSR1)?;
         let told = case.path("told");
         until("the signal", LIMIT, || told.exists().then_some(()))?;
@@ -188,7 +193,54 @@ fn signals() -> Outcome {
         signal(pid, if part == 1 { libc::SIGTERM } else { libc::SIGINT })?;
         ended(&case, pid, if part == 1 { AGAIN } else { 128 + libc::SIGINT })?;
     }
-    ensure!(!case.path("job.vckpt").exists(), "the image is still there");
+    // It was killed, so that its work is not done.
+    ensure!(case.path("job.vckpt").is_file(), "the image is gone");
+    case.finish_empty()
+}
+
+/// The command ends at the very moment at which its image is renewed, or this program is told to end.
+fn while_dumped() -> Outcome {
+    for _ in 0..short_or_long(3, 20) {
+        let mut case = Case::new()?;
+        let pid = start(&case, &["--every", "0.001"], &["30", "1", "9"])?;
+        ended(&case, pid, 9)?;
+        ensure!(!case.path("job.vckpt").exists(), "the image is still there");
+        ensure!(done(&case) == (1..=30).collect::<Vec<_>>(), "the steps are {:?}", done(&case));
+        case.finish_empty()?;
+    }
+    Ok(())
+}
+
+/// Two runs with one image would do the work twice.
+fn twice() -> Outcome {
+    let mut case = Case::new()?;
+    let pid = start(&case, &[], &["1000", "5", "0"])?;
+    wait_for_steps(&case, 5)?;
+    let ran = case.vckpt(&["run", "--image", "job.vckpt", "--", "true"])?;
+    ensure!(ran.status.code() == Some(7), "not 7: {}", ran.describe());
+    ensure!(ran.stderr.contains("another vckpt run has this image"), "not named: {}", ran.describe());
+    signal(pid, libc::SIGTERM)?;
+    ended(&case, pid, AGAIN)?;
+    let ran = case.vckpt(&["run", "--image", "missing/job.vckpt", "--", "true"])?;
+    ensure!(ran.status.code() == Some(7), "not 7: {}", ran.describe());
+    ensure!(!case.path("job.vckpt.lock").exists(), "the lock is still there");
+    case.finish_empty()
+}
+
+/// Told to end twice, as some do that end whole groups, and to end while it can't be dumped.
+fn told_twice() -> Outcome {
+    let mut case = Case::new()?;
+    let pid = start(&case, &[], &["1000", "5", "0"])?;
+    wait_for_steps(&case, 5)?;
+    signal(pid, libc::SIGTERM)?;
+    signal(pid, libc::SIGTERM)?;
+    ended(&case, pid, AGAIN)?;
+    let pid = start(&case, &["--on-term", "pass", "--every", "0.05"], &["1000", "5", "0"])?;
+    wait_for_steps(&case, 20)?;
+    signal(pid, libc::SIGTERM)?;
+    // It was told to end, and an image is there.
+    ended(&case, pid, AGAIN)?;
+    ensure!(case.path("job.vckpt").is_file(), "the image is gone");
     case.finish_empty()
 }
 

@@ -2,7 +2,8 @@
 //!
 //! One thread for each call waits again and again. EINTR is a failure, so is a wait that is short by more than a
 //! millisecond or long by more than 100 ms; the time during which the program was away as an image or may have stood
-//! still for a dump is allowed on top (the harness notes it in `outages`).
+//! still for a dump is allowed on top (the harness notes it in `outages`), and the time for which its thread was ready
+//! and got no processor.
 
 use std::fs;
 use std::path::PathBuf;
@@ -180,11 +181,21 @@ fn away(outages: &PathBuf, from: Duration, to: Duration) -> Duration {
     }
 }
 
+/// How long this thread has waited for a processor, and processors for the machine that has them.
+fn busy() -> Duration {
+    let text = fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+    let waited = text.split_whitespace().nth(1).and_then(|word| word.parse().ok()).unwrap_or(0);
+    let text = fs::read_to_string("/proc/stat").unwrap_or_default();
+    // user, nice, system, idle, iowait, irq, softirq, steal: in hundredths of a second.
+    let stolen = text.split_whitespace().nth(8).and_then(|word| word.parse::<u64>().ok()).unwrap_or(0);
+    Duration::from_nanos(waited) + Duration::from_millis(stolen * 10)
+}
+
 fn watch(number: usize, outages: &PathBuf) {
     let (name, normal, milliseconds, call) = CALLS[number];
     let wanted = Duration::from_millis(milliseconds);
     loop {
-        let (from, from_tick) = (monotonic(), tick());
+        let (from, from_tick, busy_before) = (monotonic(), tick(), busy());
         let result = call(wanted);
         let errno = if result < 0 { std::io::Error::last_os_error().raw_os_error().unwrap_or(0) } else { 0 };
         let (to, to_tick) = (monotonic(), tick());
@@ -201,8 +212,10 @@ fn watch(number: usize, outages: &PathBuf) {
         }
         if took > wanted + LATE {
             let away = away(outages, from, to);
-            if took > wanted + LATE + away {
-                complain(format!("took {took:?}, of which {away:?} away"));
+            // A task that was restored counts from nothing.
+            let busy = busy().checked_sub(busy_before).unwrap_or_else(busy);
+            if took > wanted + LATE + away + busy {
+                complain(format!("took {took:?}, of which {away:?} away and {busy:?} without a processor"));
             }
         }
         WAITS[number].fetch_add(1, Ordering::SeqCst);

@@ -1,10 +1,10 @@
 //! The command that is run: started here, or carried on from an image.
 
 use crate::failure::{Failure, Result};
-use crate::output::Output;
+use crate::output::{Output, plain};
 use crate::progress::Meter;
 use crate::signals::Signals;
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use std::ffi::OsString;
 use std::io;
@@ -61,10 +61,14 @@ impl Job {
             if signals.cancelled().is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
         drop(meter);
-        match (restored, signals.cancelled()) {
-            (Err(error), Some(_)) if error.code == code::CANCELLED => Ok(CarriedOn::Interrupted),
-            (restored, _) => Ok(CarriedOn::Job(Self::Restored(restored?))),
+        let restored = match (restored, signals.cancelled()) {
+            (Err(error), Some(_)) if error.code == code::CANCELLED => return Ok(CarriedOn::Interrupted),
+            (restored, _) => restored?,
+        };
+        for item in &restored.report.degraded {
+            output.say(format!("vckpt: degraded: {}", plain(item)));
         }
+        Ok(CarriedOn::Job(Self::Restored(restored)))
     }
 
     /// The process that is dumped, and that signals are for.
@@ -85,10 +89,17 @@ impl Job {
         Ok(pidfd_open(pid, PidfdFlags::empty()).map_err(io::Error::from)?)
     }
 
-    /// Waits for its end, and gives the status with which a shell would report it.
-    pub(super) fn wait(self) -> Result<i32> {
-        let ending = match self {
-            Self::Restored(restored) => restored.wait()?,
+    /// Waits for its end.
+    pub(super) fn wait(self) -> Result<Ending> {
+        Ok(match self {
+            Self::Restored(restored) => {
+                let in_namespace = restored.report.namespace;
+                match restored.wait()? {
+                    // Our init ends so if the command was killed.
+                    Ending::Exited(status @ 129..) if in_namespace => Ending::Signaled(status - 128),
+                    ending @ (Ending::Exited(_) | Ending::Signaled(_)) => ending,
+                }
+            }
             Self::Started(mut child) => {
                 let status = child.wait()?;
                 match status.code() {
@@ -96,20 +107,16 @@ impl Job {
                     None => Ending::Signaled(status.signal().unwrap_or(0)),
                 }
             }
-        };
-        Ok(match ending {
-            Ending::Exited(status) => status & 0xff,
-            Ending::Signaled(signal) => 128 + signal,
         })
     }
 }
 
-/// Waits until a descriptor can be read.
-pub(super) fn wait_readable(descriptor: &OwnedFd) {
+/// Waits until a descriptor can be read; with a limit of zero, only looks. Whether it can.
+pub(super) fn wait_readable(descriptor: &OwnedFd, limit: Option<&Timespec>) -> bool {
     loop {
-        match poll(&mut [PollFd::new(descriptor, PollFlags::IN)], None) {
+        match poll(&mut [PollFd::new(descriptor, PollFlags::IN)], limit) {
             Err(rustix::io::Errno::INTR) => {}
-            Ok(_) | Err(_) => return,
+            result => return result.is_ok_and(|count| count > 0),
         }
     }
 }

@@ -1,8 +1,9 @@
 //! Namespaces: what the kernel shows a process of the host.
 //!
-//! Kept so far: the clocks of a time namespace; the IDs that a PID namespace gives; a restore may put its tree into PID, user and mount namespaces of
-//! its own. Not kept, and so refused: network and user namespaces other than our own, and processes of
-//! one tree in different ones. A mount namespace is not kept either, but most are much like our own: that is told.
+//! Kept so far: the clocks of a time namespace; the IDs that a PID namespace gives; by kinds of their own, IPC and UTS
+//! namespaces. A restore may put its tree into PID, user and mount namespaces of its own. Not kept, and so refused:
+//! network and user namespaces other than our own, and tasks of one tree in different ones. A mount namespace is not kept
+//! either, but most are much like our own: that is told.
 
 use crate::error::{Error, Problems, Result, code};
 use crate::frozen::{Frozen, FrozenProcess};
@@ -54,16 +55,17 @@ fn observe(frozen: &mut Frozen, records: &mut Records) -> Result<()> {
         ));
     }
     let of_root = SHARED_BY_ALL.map(|(file, _)| namespace(root.view, file));
-    let refusals = frozen.map_processes(|process| {
+    let refusals = frozen.map_threads(|process, thread| {
         let others = SHARED_BY_ALL.iter().zip(&of_root);
-        let others = others.filter(|((file, _), of_root)| namespace(process.view, file) != **of_root);
+        let others = others.filter(|((file, _), of_root)| namespace(thread.tid, file) != **of_root);
         let refusal = |((_, name), _): (&(&str, &str), _)| {
-            let what = format!("it is in another {name} namespace than the first process of its tree");
+            let who = if thread.tid == process.view { "it" } else { "one of its threads" };
+            let what = format!("{who} is in another {name} namespace than the first process of its tree");
             refusal(process, &what)
         };
         others.map(refusal).collect::<Vec<_>>()
     });
-    refusals.into_iter().flatten().for_each(|refusal| problems.push(refusal));
+    refusals.into_iter().flatten().flatten().for_each(|refusal| problems.push(refusal));
     problems.finish()
 }
 

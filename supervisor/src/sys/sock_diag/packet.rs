@@ -20,6 +20,8 @@ pub struct PacketSocketInfo {
     pub copy_threshold: u32,
     /// Number of the interface, how often, type, and address of each membership.
     pub memberships: Vec<(u32, u32, u16, Vec<u8>)>,
+    /// Whether it shares packets with a group: `PACKET_FANOUT` of `getsockopt(2)` is 0 for one of the groups too.
+    pub has_group: bool,
     /// Whether it has a ring for receiving or sending.
     pub has_ring: bool,
     /// Bytes of memory that packets take which wait.
@@ -82,6 +84,7 @@ fn parse(body: &[u8]) -> Option<(u64, PacketSocketInfo)> {
             0 => info.copy_threshold = word(value, 12).unwrap_or_default(),
             1 => info.memberships = value.chunks_exact(44).filter_map(membership).collect(),
             2 | 3 => info.has_ring = true,
+            4 => info.has_group = true,
             6 => info.waiting = word(value, 0).unwrap_or_default(),
             _ => {}
         }
@@ -116,10 +119,12 @@ mod tests {
         let mut entry = [0; 44];
         (entry[0], entry[4], entry[8], entry[10], entry[12]) = (2, 1, 3, 6, 0xaa);
         attribute(1, &entry);
+        attribute(4, &0_u32.to_ne_bytes());
         attribute(6, &5_u32.to_ne_bytes());
         let expected = PacketSocketInfo {
             copy_threshold: 9,
             memberships: vec![(2, 1, 3, vec![0xaa, 0, 0, 0, 0, 0])],
+            has_group: true,
             has_ring: false,
             waiting: 5,
         };

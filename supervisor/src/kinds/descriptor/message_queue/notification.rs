@@ -2,7 +2,9 @@
 //!
 //! The kernel tells the process and the signal, but not the value that comes with it. So the process notifies itself: it
 //! puts a message into the empty queue, takes the signal and the message, and asks for the notification anew. All of it
-//! are calls of one batch, which no death of this program can cut in two.
+//! are calls of one batch, which no death of this program can cut in two; only if it dies within these microseconds,
+//! another thread that does not block the signal may be told of a message that is not there. A signal of the same number
+//! from outside within them is given back, and the dump refused; the notification then has the value of that signal.
 //!
 //! A process that closes any descriptor of the queue is not notified any more. So ours are closed before it asks anew,
 //! by a descriptor of its own.
@@ -16,12 +18,20 @@ use crate::error::{Error, Result, code};
 use crate::frozen::FrozenProcess;
 use crate::kinds::descriptor::opened::{Opened, Walk};
 use crate::kinds::signal::observe::SET_LENGTH;
-use crate::proc::{read, timers};
+use crate::proc::{read, status, timers};
 use crate::stub::batch::{Argument, Batch, CallIndex, Data, Outcome};
 use std::os::unix::fs::MetadataExt;
 use vckpt_image_format::TaskId;
 use vckpt_image_format::record::posix_message_queue::QueueNotification;
 use vckpt_image_format::record::signal::SIGINFO_LENGTH;
+
+/// What the kernel writes behind a name that was removed.
+const DELETED: &[u8] = b" (deleted)";
+/// Signals that nobody can take, or that take away one another.
+const UNTAKEN: [i32; 6] =
+    [libc::SIGKILL, libc::SIGSTOP, libc::SIGCONT, libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU];
+/// The highest priority of a message: it is received before all others.
+const FIRST: u32 = 32767;
 
 /// What the kernel tells of a notification.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,6 +88,14 @@ impl Watch {
             return Ok(None);
         };
         let signal = match notify {
+            // The kernel takes 0 for a signal, and sends none.
+            libc::SIGEV_SIGNAL if signal == 0 => None,
+            // What ends, stops or lets go on cannot be waited for.
+            libc::SIGEV_SIGNAL if UNTAKEN.contains(&signal.cast_signed()) => {
+                return Err(
+                    "a message queue with a notification (mq_notify) by a signal that can't be taken",
+                );
+            }
             libc::SIGEV_SIGNAL => Some(signal),
             libc::SIGEV_NONE => None,
             _ => return Err("a message queue of which a new thread is notified (mq_notify, SIGEV_THREAD)"),
@@ -113,16 +131,25 @@ fn is_in_use(process: &FrozenProcess, signal: u32) -> bool {
     let is_same =
         |entry: &[u8; 128]| entry.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes)) == Some(signal);
     let Some(thread) = process.threads.first() else { return false };
-    let waits = |shared| thread.agent.pending(shared).unwrap_or_default().iter().any(is_same);
+    let at_the_freeze = |shared| thread.agent.pending(shared).unwrap_or_default().iter().any(is_same);
+    // One of another thread does no harm, but whose it is is not looked at.
+    let status = read::file(process.view, "status").and_then(|text| status::waiting_signals(&text));
+    let waits_now = status.is_ok_and(|(own, shared)| (own | shared) >> (signal - 1) & 1 != 0);
     let timers = read::file(process.view, "timers").and_then(|text| timers::parse(&text));
     let is_timers = timers.is_ok_and(|timers| timers.iter().any(|timer| timer.signal == signal));
     let of_interval_timers = [libc::SIGALRM, libc::SIGVTALRM, libc::SIGPROF];
-    waits(false) || waits(true) || is_timers || of_interval_timers.contains(&signal.cast_signed())
+    at_the_freeze(false)
+        || at_the_freeze(true)
+        || waits_now
+        || is_timers
+        || of_interval_timers.contains(&signal.cast_signed())
 }
 
 /// Whether a process that is not in the tree has the queue open, as far as that can be seen.
 fn is_open_outside(walk: &Walk<'_>, descriptions: &[&Opened]) -> bool {
     let Some(wanted) = descriptions.first().map(|first| first.inode()) else { return false };
+    let name = descriptions.first().map(|first| first.link.0.as_slice()).unwrap_or_default();
+    let name = name.strip_suffix(DELETED).unwrap_or(name);
     let ours = std::process::id().cast_signed();
     let is_inside = |pid: i32| pid == ours || walk.frozen.processes.iter().any(|process| process.pid == pid);
     let others = std::fs::read_dir("/proc").into_iter().flatten().flatten();
@@ -130,6 +157,13 @@ fn is_open_outside(walk: &Walk<'_>, descriptions: &[&Opened]) -> bool {
     others.filter(|&pid| !is_inside(pid)).any(|pid| {
         let numbers = read::numbers(pid, "fd").unwrap_or_default();
         numbers.into_iter().any(|number| {
+            // A file of a file system that does not answer is not to be looked at without need.
+            let link = read::link(pid, &format!("fd/{number}"));
+            if !link.is_ok_and(|link| {
+                link.as_encoded_bytes().strip_suffix(DELETED).unwrap_or(link.as_encoded_bytes()) == name
+            }) {
+                return false;
+            }
             let found = std::fs::metadata(read::path(pid, &format!("fd/{number}")));
             found.is_ok_and(|found| (found.dev(), found.ino()) == wanted)
         })
@@ -158,7 +192,7 @@ impl Probe {
         let is_empty = queue.count == 0;
         if is_empty {
             let message = batch.data(&[0]);
-            let arguments = [from, message.into(), 0.into(), 0.into(), 0.into()];
+            let arguments = [from, message.into(), 0.into(), FIRST.into(), 0.into()];
             batch.call("sending a message to itself", libc::SYS_mq_timedsend, arguments);
         }
         let (set, at_once) = (batch.words(&[1 << (signal - 1)]), batch.words(&[0, 0]));

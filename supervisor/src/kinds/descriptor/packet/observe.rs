@@ -73,7 +73,16 @@ fn look(opened: &Opened, info: &PacketSocketInfo) -> Result<PacketSocket> {
     }
     let membership = |(index, count, membership_type, address): &(u32, u32, u16, Vec<u8>)| {
         let (count, membership_type) = (*count, *membership_type);
-        Some(PacketMembership { interface: name(*index)?, count, membership_type, address: address.clone() })
+        let interface = name(*index)?;
+        (address.len() <= 8 && count <= 1024).then(|| PacketMembership {
+            interface,
+            count,
+            membership_type,
+            address: address.clone(),
+        })
+    };
+    let Some(memberships) = info.memberships.iter().map(membership).collect::<Option<Vec<_>>>() else {
+        return refuse("a packet socket with a membership that can't be kept");
     };
     let mut options = any_socket::options(opened, OPTIONS);
     let copies = |option: &SocketOption| (option.level, option.name.cast_signed()) == (LEVEL, COPY_THRESHOLD);
@@ -89,8 +98,8 @@ fn look(opened: &Opened, info: &PacketSocketInfo) -> Result<PacketSocket> {
         interface,
         options,
         filter: any_socket::filter(opened)?,
-        memberships: info.memberships.iter().filter_map(membership).collect(),
-        fanout: (fanout != 0).then_some(fanout),
+        memberships,
+        fanout: info.has_group.then_some(fanout),
     })
 }
 
