@@ -99,7 +99,7 @@ impl Clocks {
     /// nothing to be read in good time, and then it is as if the kernel did not tell.
     #[must_use]
     pub fn read<'seen>(tasks: impl Iterator<Item = (i32, &'seen Before)>) -> Self {
-        const PATIENCE: Duration = Duration::from_millis(30);
+        const PATIENCE: Duration = Duration::from_millis(100);
         let processors: BTreeSet<i32> =
             tasks.flat_map(|(tid, before)| [Some(before.processor), processor(tid)]).flatten().collect();
         let wanted = processors.len();
