@@ -345,8 +345,12 @@ impl Case {
     pub(crate) fn finish(mut self, root: i32) -> Outcome {
         let members = process::tree(root);
         for pid in &members {
-            if process::alive(*pid) {
-                process::signal(*pid, libc::SIGKILL)?;
+            // It may end by itself at any moment.
+            if process::alive(*pid)
+                && let Err(error) = process::signal(*pid, libc::SIGKILL)
+                && process::alive(*pid)
+            {
+                return Err(error);
             }
         }
         for pid in members {
